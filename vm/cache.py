@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The cache: sources, builds, snapshots, all outside of the checkout and all safe to delete."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import filelock
+import platformdirs
+
+from vm.errors import INCONCLUSIVE, UserError
+
+
+def cache_dir() -> Path:
+    """Where everything that can be made again is kept: ``OOMTEST_CACHE``, or the user's cache."""
+    chosen = os.environ.get("OOMTEST_CACHE")
+    return Path(chosen) if chosen else platformdirs.user_cache_path("oomtest")
+
+
+@contextlib.contextmanager
+def disk_full(where: Path) -> Iterator[None]:
+    """Turn a full disk into one line.
+
+    :param where: what was being written.
+    :raises UserError: if the body ran into ENOSPC or EDQUOT.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        message = (
+            f"no space left for {where}: free some, run ./oomtest clean, "
+            "or point OOMTEST_CACHE elsewhere"
+        )
+        raise UserError(message, INCONCLUSIVE) from error
+
+
+@contextlib.contextmanager
+def atomic(target: Path) -> Iterator[Path]:
+    """A scratch file that becomes ``target`` if the body succeeds and is removed if it does not.
+
+    :param target: the file to appear; its directory is made.
+    :raises UserError: if the disk is full.
+    """
+    with disk_full(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=".new-", dir=target.parent)
+        os.close(handle)
+        scratch = Path(name)
+        try:
+            yield scratch
+            scratch.replace(target)
+        finally:
+            scratch.unlink(missing_ok=True)
+
+
+def locked(name: str) -> filelock.BaseFileLock:
+    """A lock between processes, as a context manager.
+
+    :param name: what is locked; any string that can be a file name.
+    """
+    directory = cache_dir() / "locks"
+    directory.mkdir(parents=True, exist_ok=True)
+    return filelock.FileLock(directory / f"{name}.lock")
+
+
+def size() -> int:
+    """Bytes on disk (sparse files count what they occupy)."""
+    total = 0
+    for directory, _, files in os.walk(cache_dir()):
+        for name in files:
+            with contextlib.suppress(OSError):
+                total += os.lstat(os.path.join(directory, name)).st_blocks * 512
+    return total
+
+
+def clean() -> None:
+    """Delete the whole cache."""
+    shutil.rmtree(cache_dir(), ignore_errors=True)

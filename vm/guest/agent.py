@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The worker's side of a test's travel: receive the suite, collect it, run what is asked for.
+
+It stands still twice, each time at a blocking read and each time so that the host can take a
+snapshot: once with pytest imported and no suite yet, once with the suite collected. A changed test
+thus costs no boot.
+"""
+
+from __future__ import annotations
+
+import base64
+import gc
+import io
+import json
+import os
+import sys
+import tarfile
+from typing import Any
+
+import _pytest.assertion.rewrite
+import _pytest.junitxml
+import cgroupspy
+import pytest
+import pytest_timeout
+
+from oomtest_guest import init
+
+SUITE = "/suite"
+# Imported so that the snapshot holds them, not because anything here calls them.
+PRELOADED = (cgroupspy, _pytest.assertion.rewrite, _pytest.junitxml)
+
+
+def commands(pipe: int) -> Any:
+    """The host's lines, decoded, one after the other; blocks between them."""
+    with os.fdopen(pipe, "rb") as stream:
+        for line in stream:
+            yield json.loads(line)
+
+
+class Agent:
+    """A pytest plugin that turns the session into a server of single tests.
+
+    :param port: the descriptor of the line to the host.
+    :param asked: the iterator over the host's commands.
+    """
+
+    def __init__(self, port: int, asked: Any) -> None:
+        self.port = port
+        self.asked = asked
+        self.config: pytest.Config | None = None
+
+    def pytest_configure(self, config: pytest.Config) -> None:
+        self.config = config
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        if report.failed:
+            init.say(self.port, "collect-error", id=report.nodeid, text=str(report.longrepr))
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        items = {item.nodeid: item for item in session.items}
+        gc.collect()
+        gc.freeze()
+        init.say(self.port, "collected", ids=list(items))
+        for command in self.asked:
+            item = items.get(command["id"])
+            if item is None:
+                init.say(self.port, "unknown", id=command["id"])
+                continue
+            init.say(self.port, "started", id=item.nodeid)
+            item.config.hook.pytest_runtest_protocol(item=item, nextitem=None)
+            init.say(self.port, "finished", id=item.nodeid)
+        return True
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        assert self.config is not None
+        data = self.config.hook.pytest_report_to_serializable(config=self.config, report=report)
+        init.say(self.port, "report", data=data)
+
+
+def serve(port: int, pipe: int) -> None:
+    """Run the guest's pytest session; returns when the host hangs up.
+
+    :param port: the descriptor of the line to the host.
+    :param pipe: the descriptor that PID 1 forwards the host's lines to.
+    :raises OSError: if the suite cannot be unpacked.
+    """
+    init.harden()
+    asked = commands(pipe)
+    gc.collect()
+    init.say(port, "ready")
+    command = next(asked)
+    archive = io.BytesIO(base64.b64decode(command["suite"]))
+    with tarfile.open(fileobj=archive, mode="r:gz") as tar:
+        tar.extractall(SUITE)  # noqa: S202  the archive is the host's own
+    os.chdir(SUITE)
+    sys.path.insert(0, SUITE)
+    sys.dont_write_bytecode = True
+    # The reports travel over the line; what the terminal plugin prints matters only if the session
+    # never gets as far as waiting.
+    sink = os.open("/tmp/session", os.O_RDWR | os.O_CREAT)  # noqa: S108  the guest is ours alone
+    os.dup2(sink, 1)
+    os.dup2(sink, 2)
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+    options = ["--rootdir=" + SUITE, "-c", SUITE + "/guest.ini", "-p", "pytest_timeout"]
+    pytest.main([*command["args"], *options], plugins=[Agent(port, asked)])
+    init.say(port, "fault", text=os.pread(sink, 1 << 16, 0).decode(errors="replace"))

@@ -1,0 +1,22 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Machine profiles: what a test's ``profile`` marker asks of the machine it runs on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A kind of machine.
+
+    :param devices: further QEMU arguments.
+    :param cmdline: further kernel parameters.
+    """
+
+    name: str
+    devices: tuple[str, ...] = ()
+    cmdline: str = ""
+
+
+PROFILES = {profile.name: profile for profile in (Profile("default"),)}

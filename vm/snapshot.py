@@ -1,0 +1,246 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Boot once, then restore: machines that wait with the suite collected, from a cached snapshot.
+
+Two layers. *base* waits with pytest imported and no suite; *suite* has collected it as well. A
+kernel is booted only where its base is missing; a changed test costs a restore of the base and a
+new suite layer.
+
+The guest's memory lies in a file. The machine that becomes a snapshot writes to it (``share=on``),
+and QEMU leaves shared memory out of the migration stream (``x-ignore-shared``), so that saving
+writes some 100 KiB. A restored machine maps the same file privately: what it does not touch it
+never copies, and any number of machines share the page cache.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vm import cache, initramfs, outcome, qemu
+from vm.errors import INCONCLUSIVE, LostVM, UserError
+from vm.kernel import Kernel
+from vm.profiles import Profile
+from vm.suite import Suite
+
+KEEP = 24  # suite layers, the youngest; a file of 256 MiB each, sparse
+
+
+def scale(accel: str) -> float:
+    """How much longer than on hardware a timer must be: everything is slower when emulated."""
+    return 1.0 if accel == "kvm" else 4.0
+
+
+def boot_limit(accel: str) -> float:
+    """The boot timer, in seconds."""
+    return 30 * scale(accel)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A machine that stands still, on disk.
+
+    :ivar directory: holds ``memory``, ``state`` and ``console`` (what the boot printed).
+    """
+
+    directory: Path
+    spec: qemu.Spec
+
+    def facts(self) -> dict[str, Any]:
+        """What PID 1 said of the kernel when it booted."""
+        facts: dict[str, Any] = json.loads((self.directory / "facts.json").read_text())
+        return facts
+
+    async def restore(self, own: Path | None = None) -> qemu.Machine:
+        """Start a machine from here.
+
+        :param own: a copy of the memory that the machine may write to, if it will be a snapshot
+            itself; without it the machine gets private pages.
+        :returns: a running guest.
+        :raises LostVM: if the snapshot cannot be loaded.
+        """
+        state = os.open(self.directory / "state", os.O_RDONLY)
+        try:
+            memory = own or self.directory / "memory"
+            machine = await qemu.Machine.start(
+                self.spec, memory, share=own is not None, state=state
+            )
+            try:
+                await machine.restore(state)
+            except BaseException:
+                await machine.kill()
+                raise
+        finally:
+            os.close(state)
+        return machine
+
+
+def _digest(*parts: object) -> str:
+    return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()[:20]
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def _scratch(near: Path) -> Iterator[Path]:
+    """A directory beside ``near`` that is removed unless it was renamed away."""
+    near.parent.mkdir(parents=True, exist_ok=True)
+    directory = Path(tempfile.mkdtemp(prefix=".new-", dir=near.parent))
+    try:
+        with cache.disk_full(near):
+            yield directory
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+async def _save(machine: qemu.Machine, memory: Path, target: Path, facts: dict[str, Any]) -> None:
+    """Write one layer; it appears whole or not at all. The machine stands still afterwards.
+
+    :param memory: the machine's own memory file; copied, since the machine may go on.
+    """
+    with _scratch(target) as scratch:
+        state = os.open(scratch / "state", os.O_WRONLY | os.O_CREAT, 0o600)
+        try:
+            await machine.save(state)
+        finally:
+            os.close(state)
+        _copy_sparse(memory, scratch / "memory")
+        (scratch / "console").write_text(machine.printed())
+        (scratch / "facts.json").write_text(json.dumps(facts))
+        scratch.rename(target)
+
+
+def _copy_sparse(source: Path, target: Path) -> None:
+    """Copy a guest's memory without the pages that it never touched."""
+    done = subprocess.run(
+        ["cp", "--sparse=always", "--reflink=auto", str(source), str(target)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise OSError(errno.ENOSPC if "No space" in done.stderr else errno.EIO, done.stderr.strip())
+
+
+async def _await(machine: qemu.Machine, event: str, limit: float) -> dict[str, Any]:
+    """The guest's record of that name, within ``limit`` seconds.
+
+    :raises LostVM: if the machine is gone, or its worker is.
+    :raises TimeoutError: if it did not come.
+    :raises UserError: if the suite could not be collected.
+    """
+    deadline = time.monotonic() + limit
+    while True:
+        record = await machine.record(max(0.01, deadline - time.monotonic()))
+        if record["event"] == event:
+            return record
+        if record["event"] == "collect-error":
+            last = str(record["text"]).strip().splitlines()[-1]
+            raise UserError(f"{record['id']} cannot be collected in the guest: {last}")
+        if record["event"] in {"fault", "worker-died"}:
+            raise LostVM(f"the guest's worker failed: {record.get('text', record)}")
+
+
+async def _boot(spec: qemu.Spec, kernel: str, memory: Path) -> tuple[qemu.Machine, dict[str, Any]]:
+    """Boot until the worker waits for a suite.
+
+    :raises UserError: if the kernel does not get there, or has no memcg v1.
+    """
+    with memory.open("wb") as file:
+        file.truncate(qemu.MEMORY_MIB << 20)
+    machine = await qemu.Machine.start(spec, memory, share=True)
+    try:
+        facts = await _await(machine, "hello", boot_limit(spec.accel))
+        if facts["memcg"]:
+            raise UserError(outcome.no_memcg(kernel, facts), INCONCLUSIVE)
+        await _await(machine, "ready", boot_limit(spec.accel))
+    except (LostVM, TimeoutError) as error:
+        why = outcome.no_boot(kernel, machine.printed(), str(error))
+        await machine.kill()
+        raise UserError(why, INCONCLUSIVE) from error
+    except BaseException:
+        await machine.kill()
+        raise
+    return machine, facts
+
+
+async def prepare(
+    kernel: Kernel, profile: Profile, accel: str, suite: Suite, say: Callable[[str], None]
+) -> Snapshot:
+    """The snapshot that a kernel's tests start from, from the cache or made now.
+
+    :param kernel: what to boot.
+    :param profile: the machine.
+    :param accel: ``kvm`` or ``tcg``.
+    :param suite: the tests.
+    :param say: takes progress lines.
+    :raises UserError: if the kernel does not boot, has no memcg v1, the suite cannot be collected
+        or the disk is full.
+    """
+    archive = initramfs.path()
+    spec = qemu.Spec(kernel.image, archive, accel, profile.devices, profile.cmdline)
+    key = _digest(
+        _file_digest(kernel.image), archive.name, qemu.version(), qemu.CMDLINE, spec.cmdline,
+        *spec.hardware(),
+    )  # fmt: skip
+    base = cache.cache_dir() / "snapshots" / f"{key}-base"
+    target = base.with_name(f"{key}-{suite.key}")
+    with cache.locked(f"snapshot-{key}"):
+        if not (target / "state").exists():
+            with _scratch(base) as scratch:
+                await _make(kernel, Snapshot(base, spec), Snapshot(target, spec), suite, scratch, say)
+            _prune(target.parent)
+    os.utime(target)
+    return Snapshot(target, spec)
+
+
+async def _make(
+    kernel: Kernel,
+    base: Snapshot,
+    target: Snapshot,
+    suite: Suite,
+    scratch: Path,
+    say: Callable[[str], None],
+) -> None:
+    memory = scratch / "memory"
+    if (base.directory / "state").exists():
+        _copy_sparse(base.directory / "memory", memory)
+        facts = base.facts()
+        machine = await base.restore(memory)
+    else:
+        say(f"booting {kernel.name} ({base.spec.accel})")
+        machine, facts = await _boot(base.spec, kernel.name, memory)
+    try:
+        if not (base.directory / "state").exists():
+            await _save(machine, memory, base.directory, facts)
+            await machine.resume()
+        say("collecting in the guest")
+        await machine.send(**suite.command())
+        await _await(machine, "collected", boot_limit(base.spec.accel))
+        await _save(machine, memory, target.directory, facts)
+    except (LostVM, TimeoutError) as error:
+        reason = f"{kernel.name}: the suite cannot be collected in the guest: {error}"
+        raise UserError(reason, INCONCLUSIVE) from error
+    finally:
+        await machine.kill()
+
+
+def _prune(directory: Path) -> None:
+    """Forget the layers that were not used for longest."""
+    layers = [path for path in directory.iterdir() if (path / "state").exists()]
+    layers.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+    for old in layers[KEEP:]:
+        shutil.rmtree(old, ignore_errors=True)
