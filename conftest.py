@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Options, the safety gate, and the fixtures that the contract tests are written in.
+
+The same file serves three sessions: on the host, where ``vm.plugin`` sends the contract tests into
+guests and none of these fixtures runs; in the guest; and in place, with ``--here``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import tomllib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from helpers import gate, preflight, triggers
+from helpers.evidence import Inconclusive, Silent, Unproven
+from helpers.listeners import Listener
+from helpers.memcgs import Memcg
+
+CONTRACT = Path(__file__).parent / "tests" / "contract"
+CLAUSES = CONTRACT / "clauses.toml"
+
+MARKERS = (
+    "clause(id): the clause of the contract that the test holds",
+    "system_oom: causes a system OOM, a sysrq kill or a panic; only in a guest or when allowed",
+    "profile(name): the kind of machine that the test needs",
+)
+
+MOUNT = pytest.StashKey[str]()
+CLEANUP = pytest.StashKey[contextlib.ExitStack]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("kernel under test")
+    group.addoption("--here", action="store_true", help="run the tests on the running kernel")
+    group.addoption(
+        "--allow-system-oom",
+        action="store_true",
+        help="with --here: cause system OOMs, sysrq kills and panics ON THIS MACHINE",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for marker in MARKERS:
+        config.addinivalue_line("markers", marker)
+    here, allowed = config.getoption("--here"), config.getoption("--allow-system-oom")
+    if allowed and not here:
+        raise pytest.UsageError("--allow-system-oom goes with --here")
+    if here and config.getoption("--kernel", None):
+        raise pytest.UsageError("--here and --kernel exclude each other")
+    gate.permit(allowed)
+    if not here or config.option.collectonly:
+        return
+    stack = contextlib.ExitStack()
+    config.stash[CLEANUP] = stack
+    try:
+        config.stash[MOUNT] = stack.enter_context(preflight.memory_controller())
+    except preflight.Unfit as error:
+        raise pytest.UsageError(str(error)) from None
+    if allowed:
+        stack.enter_context(preflight.ready_for_system_oom())
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if CLEANUP in config.stash:
+        config.stash[CLEANUP].close()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the clause into every report; a contract test without one could not be judged."""
+    known = tomllib.loads(CLAUSES.read_text())
+    for item in items:
+        marks = list(item.iter_markers("clause"))
+        if len(marks) > 1 or (not marks and item.path.is_relative_to(CONTRACT)):
+            raise pytest.UsageError(f"{item.nodeid} must carry one clause, and has {len(marks)}")
+        for mark in marks:
+            if mark.args[0] not in known:
+                raise pytest.UsageError(f"{item.nodeid}: no clause {mark.args[0]} in {CLAUSES}")
+            item.user_properties.append(("clause", mark.args[0]))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("clause") is None:
+        return
+    if not item.config.getoption("--here"):
+        pytest.skip("needs a kernel: --kernel KERNEL for a guest, or --here for the running one")
+    if item.get_closest_marker("system_oom") and not gate.permitted():
+        pytest.skip("would cause a system OOM on this machine: --allow-system-oom, or a guest")
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(call: pytest.CallInfo[None]) -> Iterator[None]:
+    outcome = yield
+    report = outcome.get_result()  # type: ignore[attr-defined]
+    if call.excinfo is not None:
+        for kind, name in (
+            (Silent, "silent"),
+            (Unproven, "unproven"),
+            (Inconclusive, "inconclusive"),
+        ):
+            if call.excinfo.errisinstance(kind):
+                report.user_properties.append(("outcome", name))
+                break
+
+
+@pytest.fixture
+def root(request: pytest.FixtureRequest) -> Memcg:
+    """The root memcg."""
+    return Memcg.root(request.config.stash[MOUNT])
+
+
+@pytest.fixture
+def memcg(root: Memcg) -> Iterator[Callable[..., Memcg]]:
+    """Make memcgs: ``memcg()`` below root, ``memcg(parent)`` below another one."""
+    made: list[Memcg] = []
+    serial = itertools.count()
+
+    def make(parent: Memcg | None = None) -> Memcg:
+        child = (parent or root).child(f"oomtest-{os.getpid()}-{next(serial)}")
+        made.append(child)
+        # Before 5.11 a parent's limit binds its children only with this (mm/memcontrol.c).
+        child.use_hierarchy(True)
+        return child
+
+    yield make
+    for one in reversed(made):
+        triggers.remove(one)
+
+
+@pytest.fixture
+def listen() -> Iterator[Callable[..., Listener]]:
+    """Register listeners: ``listen(memcg, "name")``; further arguments as for Listener.on."""
+    made: list[Listener] = []
+
+    def make(where: Memcg, name: str, *arguments: Any) -> Listener:
+        made.append(Listener(name))
+        return made[-1].on(where, *arguments)
+
+    yield make
+    for one in made:
+        one.close()
+
+
+@pytest.fixture
+def stuck(memcg: Callable[..., Memcg]) -> Iterator[Callable[..., Memcg]]:
+    """Make a memcg that is stuck under OOM: its killer is disabled and a hog waits at its limit."""
+    hogs = []
+
+    def make(parent: Memcg | None = None) -> Memcg:
+        child = memcg(parent)
+        hogs.append(triggers.blocked_hog(child))
+        return child
+
+    yield make
+    for hog in hogs:
+        hog.kill()

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What a test may conclude, and the proof in the kernel's log that an OOM happened."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import pytest
+
+
+class Silent(AssertionError):
+    """A proven system OOM and a listener on root that was not signalled.
+
+    Where every P clause ends so, the kernel is not patched; that is another thing than a port
+    that is wrong.
+    """
+
+
+class Inconclusive(pytest.skip.Exception):
+    """The evidence is missing: neither a pass nor a fail."""
+
+
+class Unproven(Inconclusive):
+    """Nothing fired, as it should be, but the eventfd could not be shown to fire at all."""
+
+
+# mm/oom_kill.c: __oom_kill_process() says "Killed process" since 4.21, after oom_kill_process()
+# said "Kill process" until then; the prefix tells a memcg OOM from a system one. Neither line is
+# rate-limited.
+KILL = re.compile(
+    r"(?P<memcg>Memory cgroup out of memory|Out of memory(?: \([^)]*\))?): "
+    r"Kill(?:ed)? process (?P<pid>\d+)"
+)
+NOBODY = "Out of memory and no killable processes"
+SYSRQ = re.compile(r"Manual OOM execution")
+CONSTRAINT = re.compile(r"oom-kill:constraint=(\w+)")
+
+
+@dataclass(frozen=True)
+class Kill:
+    """A line of the kernel's log that names a victim.
+
+    :ivar memcg: whether a memcg's limit was hit, rather than the system's memory exhausted.
+    """
+
+    pid: int
+    memcg: bool
+
+
+def kills(lines: list[str]) -> list[Kill]:
+    """The kills that log lines tell of, each once.
+
+    :param lines: messages of ``/dev/kmsg``, without their prefix.
+    """
+    found = []
+    for line in lines:
+        match = KILL.match(line)
+        if match:
+            found.append(Kill(int(match["pid"]), match["memcg"].startswith("Memory")))
+    return found
+
+
+class Kmsg:
+    """A reader of the kernel's log from a marker of its own on.
+
+    :raises Inconclusive: from any method, if the log overran the reader: what it missed may be
+        the proof.
+    """
+
+    def __init__(self) -> None:
+        self.fd = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        self.lines: list[str] = []
+        os.lseek(self.fd, 0, os.SEEK_END)
+        marker = f"oomtest {uuid.uuid4()}"
+        out = os.open("/dev/kmsg", os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(out, f"<6>{marker}".encode())
+        finally:
+            os.close(out)
+        if not self.wait(lambda lines: any(marker in line for line in lines), 5):
+            raise Inconclusive("a marker written to /dev/kmsg did not come back (printk.devkmsg?)")
+        self.lines.clear()
+
+    def _records(self) -> Iterator[str]:
+        while True:
+            try:
+                record = os.read(self.fd, 8192).decode(errors="replace")
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno == errno.EPIPE:
+                    raise Inconclusive("/dev/kmsg overran the reader: proof may be lost") from None
+                raise
+            yield record.partition(";")[2].partition("\n")[0]
+
+    def read(self) -> list[str]:
+        """All messages since the marker."""
+        self.lines.extend(self._records())
+        return self.lines
+
+    def wait(self, done: Callable[[list[str]], bool], seconds: float) -> bool:
+        """Read until ``done(lines)``; False if that did not come true within ``seconds``."""
+        deadline = time.monotonic() + seconds
+        while not done(self.read()):
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.01)
+        return True
+
+    def close(self) -> None:
+        """Let go of the log."""
+        os.close(self.fd)
+
+
+def vmstat_oom_kill() -> int | None:
+    """``oom_kill`` of /proc/vmstat (4.13, mm/vmstat.c): memcg and sysrq kills count as well."""
+    with open("/proc/vmstat", encoding="ascii") as file:
+        for line in file:
+            name, _, value = line.partition(" ")
+            if name == "oom_kill":
+                return int(value)
+    return None

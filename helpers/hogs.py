@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Child processes that use memory, forked from the worker: starting an interpreter costs more
+than most tests when the machine is emulated."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import select
+import signal
+import time
+from collections.abc import Callable
+
+from helpers import gate
+from helpers.evidence import Inconclusive
+from helpers.memcgs import MIB, Memcg, put
+
+VICTIM = 1000  # oom_score_adj: before anything else on the machine
+SPARED = -1000
+CHUNK = 2 * MIB
+EXIT_WAIT = 60.0  # seconds; emulated machines are slow
+
+_held: list[object] = []  # what a hog keeps allocated until it dies
+
+
+class Child:
+    """A forked child; reaped by :meth:`wait` or :meth:`kill`.
+
+    :param body: what it runs; it exits with 0 when that returns.
+    :param memcg: where it moves itself before that, the caller's own memcg if None.
+    :param score: its ``oom_score_adj``: the worker's would be inherited.
+    """
+
+    def __init__(
+        self, body: Callable[[], None], memcg: Memcg | None = None, score: int = VICTIM
+    ) -> None:
+        self._started, started = os.pipe()
+        self.status: int | None = None
+        self.pid = os.fork()
+        if self.pid == 0:
+            code = 1
+            try:
+                # It must not run on into the worker's pytest, whatever happens here.
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)
+                put("/proc/self/oom_score_adj", str(score))
+                if memcg is not None:
+                    memcg.attach()
+                os.write(started, b".")
+                body()
+                code = 0
+            finally:
+                os._exit(code)
+        os.close(started)
+        if not os.read(self._started, 1):
+            self.wait(EXIT_WAIT)
+            raise Inconclusive(f"a child could not be started in {memcg}: status {self.status}")
+
+    def alive(self) -> bool:
+        """Whether it has not ended yet."""
+        if self.status is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self._ended(status)
+        return self.status is None
+
+    def _ended(self, status: int) -> None:
+        self.status = os.waitstatus_to_exitcode(status)
+        os.close(self._started)
+
+    def wait(self, seconds: float = EXIT_WAIT) -> int | None:
+        """Wait for its end.
+
+        :returns: the exit status, negative for a signal; None if it still runs after ``seconds``.
+        """
+        deadline = time.monotonic() + seconds
+        while self.alive() and time.monotonic() < deadline:
+            time.sleep(0.005)
+        return self.status
+
+    def kill(self) -> None:
+        """End it with SIGKILL and reap it."""
+        if self.alive():
+            os.kill(self.pid, signal.SIGKILL)
+            _, status = os.waitpid(self.pid, 0)
+            self._ended(status)
+
+
+def populate(size: int) -> None:
+    """Fault ``size`` bytes in and keep them: in one system call, from within the kernel."""
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
+    _held.append(mmap.mmap(-1, size, flags=flags))
+
+
+def touch(size: int) -> None:
+    """Fault ``size`` bytes in and keep them, by user faults.
+
+    A memcg whose killer is disabled makes only these wait; a fault from within the kernel fails
+    instead (mem_cgroup_oom(), mm/memcontrol.c).
+    """
+    area = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    _held.append(area)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(area))
+    ctypes.memset(start, 1, size)
+
+
+def exhaust(until: int | None = None) -> None:
+    """Populate memory without end: the caller dies of it, or somebody else.
+
+    :param until: a pipe's reading end; stop once its writers are gone.
+    :raises Forbidden: unless system OOMs are allowed.
+    """
+    gate.require("exhausting the system's memory")
+    while until is None or not select.select([until], [], [], 0)[0]:
+        populate(CHUNK)
+
+
+def sleep_forever() -> None:
+    """Wait for a signal."""
+    while True:
+        signal.pause()
+
+
+class Bait(Child):
+    """A victim that holds memory and does nothing.
+
+    :param size: in bytes.
+    :ivar tether: the reading end of a pipe that ends when the bait does.
+    """
+
+    def __init__(self, memcg: Memcg | None, size: int = 24 * MIB) -> None:
+        self.tether, held = os.pipe()
+        ready, tell = os.pipe()
+
+        def body() -> None:
+            populate(size)
+            os.write(tell, b".")
+            sleep_forever()
+
+        try:
+            super().__init__(body, memcg)
+            os.close(tell)
+            tell = -1
+            if not os.read(ready, 1):
+                raise Inconclusive("the bait died before it was needed")
+        finally:
+            os.close(held)
+            os.close(ready)
+            if tell >= 0:
+                os.close(tell)

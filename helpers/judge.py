@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Judgements on listeners: who must have fired, who must not, and whether that says anything."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+from helpers.evidence import Silent, Unproven
+from helpers.listeners import Listener
+from helpers.memcgs import Memcg
+from helpers.triggers import fence, memcg_oom, system_oom
+
+# Seconds. A signal comes before or right after the kill; a port that defers it to a workqueue is
+# no less right, so the wait for one that is still missing is long, and the wait for silence adds
+# a little to the fence.
+PATIENCE = 5.0
+SETTLE = 0.3
+
+
+def fires(*listeners: Listener) -> list[int]:
+    """Every one of these was signalled by the system OOM that was just proven.
+
+    :returns: how often, one count for each; not yet final, see :func:`settled`.
+    :raises Silent: if none of them was.
+    :raises AssertionError: if only some were.
+    """
+    deadline = time.monotonic() + PATIENCE
+    counts = [one.wait(max(0.0, deadline - time.monotonic())) for one in listeners]
+    if not any(counts):
+        raise Silent(f"a proven system OOM did not signal {_names(listeners)}")
+    missed = [one for one, count in zip(listeners, counts, strict=True) if not count]
+    assert not missed, f"a proven system OOM did not signal {_names(missed)}, but others"
+    return counts
+
+
+def settled(root: Memcg, listeners: Sequence[Listener], counts: Sequence[int]) -> list[int]:
+    """``counts`` plus what has come since, once nothing more can come."""
+    fence(root)
+    time.sleep(SETTLE)
+    return [count + one.count() for one, count in zip(listeners, counts, strict=True)]
+
+
+def stays_silent(root: Memcg, *listeners: Listener, after: str) -> None:
+    """None of these is signalled by what was just proven to have happened.
+
+    :param after: what that was, for the message.
+    :raises AssertionError: if one was.
+    :raises Unproven: if one cannot be told from a listener that the fence's own memcg OOM signals.
+    """
+    fired = [one for one in listeners if one.count()]
+    assert not fired, f"{after} signalled {_names(fired)}"
+    fence(root)
+    time.sleep(SETTLE)
+    late = {one: count for one in listeners if (count := one.count())}
+    if not late:
+        return
+    fence(root)
+    time.sleep(SETTLE)
+    if all(one.count() >= count for one, count in late.items()):
+        raise Unproven(f"{_names(list(late))}: signalled by an unrelated memcg OOM")
+    raise AssertionError(f"{after} signalled {_names(list(late))}, with a delay")
+
+
+def _alive(trigger: Callable[[], object], what: str, listeners: Sequence[Listener]) -> None:
+    for one in listeners:
+        one.count()
+    trigger()
+    deadline = time.monotonic() + PATIENCE
+    for one in listeners:
+        if not one.wait(max(0.0, deadline - time.monotonic())):
+            raise Unproven(f"silent as it should be, but {what} does not signal {one.name} either")
+
+
+def alive_on_root(*listeners: Listener) -> None:
+    """Listeners on root that were silent can be signalled, by a real system OOM.
+
+    :raises Unproven: if not.
+    """
+    _alive(system_oom, "a system OOM", listeners)
+
+
+def alive_on(memcg: Memcg, *listeners: Listener) -> None:
+    """Listeners on a memcg, or below it, that were silent can be signalled by its own OOM.
+
+    :raises Unproven: if not.
+    """
+    _alive(lambda: memcg_oom(memcg), f"an OOM of {memcg}", listeners)
+
+
+def _names(listeners: Sequence[Listener]) -> str:
+    return ", ".join(one.name for one in listeners)

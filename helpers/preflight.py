@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Before tests run in place: is this a machine they can run on, and what must be put back."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+
+from helpers.memcgs import put
+
+STANDARD = "/sys/fs/cgroup/memory"
+
+
+class Unfit(Exception):
+    """This machine cannot run the suite; the message says what is missing and how to mend it."""
+
+
+def find_mount(mountinfo: str) -> str | None:
+    """Where the v1 memory controller is mounted.
+
+    :param mountinfo: the text of /proc/self/mountinfo.
+    :returns: a directory named ``memory`` that shows the root memcg, or None.
+    """
+    for line in mountinfo.splitlines():
+        left, _, right = line.partition(" - ")
+        kind, _, options = right.partition(" ")
+        fields = left.split()
+        if kind == "cgroup" and re.search(r"\bmemory\b", options.split()[-1]):
+            if fields[3] == "/" and fields[4].endswith("/memory"):
+                return fields[4]
+    return None
+
+
+def _missing(controllers: str, cmdline: str, trouble: int) -> str:
+    """Why no v1 memory controller can be mounted."""
+    row = re.search(r"^memory\s+(\d+)\s+\d+\s+(\d)", controllers, re.MULTILINE)
+    if row is None:
+        return "this kernel has no memory controller: it needs CONFIG_MEMCG=y"
+    if row[2] == "0" or "cgroup_disable=memory" in cmdline:
+        return "the memory controller is off: boot without cgroup_disable=memory"
+    if trouble == errno.EBUSY:
+        return (
+            "the memory controller belongs to cgroup v2 here: boot with "
+            "systemd.unified_cgroup_hierarchy=0, or use a guest: ./oomtest run"
+        )
+    return (
+        f"memcg v1 cannot be mounted ({os.strerror(trouble)}): "
+        "since 6.11 it needs CONFIG_MEMCG_V1=y"
+    )
+
+
+def _text(path: str) -> str:
+    with open(path, encoding="ascii", errors="replace") as file:
+        return file.read()
+
+
+@contextlib.contextmanager
+def memory_controller() -> Iterator[str]:
+    """The v1 memory controller's directory, mounted for the duration if it is not mounted.
+
+    :raises Unfit: if the caller is not root or there is no such controller to be had.
+    """
+    if os.geteuid() != 0:
+        raise Unfit("--here needs root: run it with sudo, or use a guest: ./oomtest run")
+    found = find_mount(_text("/proc/self/mountinfo"))
+    if found:
+        yield found
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    with tempfile.TemporaryDirectory(prefix="oomtest-") as directory:
+        target = f"{directory}/memory"
+        os.mkdir(target)
+        if libc.mount(b"cgroup", target.encode(), b"cgroup", 0, b"memory"):
+            trouble = ctypes.get_errno()
+            os.rmdir(target)
+            raise Unfit(_missing(_text("/proc/cgroups"), _text("/proc/cmdline"), trouble))
+        try:
+            yield target
+        finally:
+            libc.umount(target.encode())
+
+
+@contextlib.contextmanager
+def sysctl(name: str, value: str) -> Iterator[None]:
+    """Set a sysctl for the duration.
+
+    :param name: as under /proc/sys, with slashes.
+    :raises OSError: if the kernel does not have it.
+    """
+    path = f"/proc/sys/{name}"
+    before = _text(path).strip()
+    put(path, value)
+    try:
+        yield
+    finally:
+        put(path, before)
+
+
+@contextlib.contextmanager
+def ready_for_system_oom() -> Iterator[None]:
+    """Keep the caller from being the victim, and mmap from refusing what should cause the OOM."""
+    before = _text("/proc/self/oom_score_adj").strip()
+    put("/proc/self/oom_score_adj", "-1000")
+    try:
+        # With the default heuristic mmap says ENOMEM first (mm/util.c); 3.13 always does.
+        with sysctl("vm/overcommit_memory", "1"):
+            yield
+    finally:
+        put("/proc/self/oom_score_adj", before)

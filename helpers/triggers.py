@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Cause an OOM, prove that it happened, and wait until it is over."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from helpers import gate, hogs
+from helpers.evidence import NOBODY, Inconclusive, Kill, Kmsg, kills
+from helpers.hogs import Bait, Child
+from helpers.memcgs import MIB, Memcg, put
+
+SMALL = 2 * MIB  # a limit that a forked child hits at once
+MUCH = 16 * MIB  # more than that
+_serial = itertools.count()
+
+
+@dataclass(frozen=True)
+class Proof:
+    """That an OOM happened.
+
+    :ivar kills: what the kernel's log says, this victim's among it.
+    :ivar lines: the log meanwhile.
+    """
+
+    kills: list[Kill]
+    lines: list[str]
+
+    @property
+    def system_kills(self) -> int:
+        """How many victims the system OOM has had."""
+        return sum(not kill.memcg for kill in self.kills)
+
+
+def _prove(victim: Child, kmsg: Kmsg, *, memcg: bool, what: str) -> Proof:
+    """Wait for the victim's death by SIGKILL and the kernel's word for it."""
+    status = victim.wait()
+    if status is None:
+        victim.kill()
+        raise Inconclusive(f"{what}: the victim was not killed")
+    if status != -signal.SIGKILL:
+        raise Inconclusive(f"{what}: the victim ended with status {status}, not by SIGKILL")
+    wanted = Kill(victim.pid, memcg)
+    if not kmsg.wait(lambda lines: wanted in kills(lines), 5):
+        raise Inconclusive(f"{what}: the kernel's log does not name the victim {victim.pid}")
+    return Proof(kills(kmsg.lines), list(kmsg.lines))
+
+
+def system_oom(
+    allocator: Memcg | None = None,
+    victim: Memcg | None = None,
+    body: Callable[[], None] | None = None,
+) -> Proof:
+    """Exhaust the system's memory until the kernel kills a child of ours.
+
+    :param allocator: where the hog lives; the worker's own memcg if None.
+    :param victim: where somebody else lives who is to be killed instead of the hog; the hog
+        itself is the victim if None.
+    :param body: what the hog does, instead of populating anonymous memory.
+    :raises Forbidden: unless system OOMs are allowed.
+    :raises Inconclusive: if none can be proven.
+    """
+    gate.require("a system OOM")
+    kmsg = Kmsg()
+    try:
+        if victim is None:
+            return _prove(
+                Child(body or hogs.exhaust, allocator), kmsg, memcg=False, what="system OOM"
+            )
+        bait = Bait(victim)
+        hog = Child(lambda: hogs.exhaust(bait.tether), allocator, score=0)
+        try:
+            return _prove(bait, kmsg, memcg=False, what="system OOM")
+        finally:
+            bait.kill()
+            hog.kill()
+            os.close(bait.tether)
+    finally:
+        kmsg.close()
+
+
+def memcg_oom(
+    memcg: Memcg,
+    within: Memcg | None = None,
+    *,
+    limit: int = SMALL,
+    body: Callable[[], None] = lambda: hogs.populate(MUCH),
+) -> Proof:
+    """Have a child hit ``memcg``'s limit and be killed for it.
+
+    :param memcg: gets the limit.
+    :param within: where the hog lives, ``memcg`` or below.
+    :param limit: in bytes.
+    :param body: what the hog does; bounded, whatever becomes of the limit.
+    :raises Inconclusive: if no memcg OOM can be proven.
+    """
+    kmsg = Kmsg()
+    try:
+        memcg.limit(limit)
+        return _prove(Child(body, within or memcg), kmsg, memcg=True, what="memcg OOM")
+    finally:
+        kmsg.close()
+
+
+def fence(root: Memcg) -> None:
+    """Wait until an earlier OOM has left the kernel.
+
+    A memcg OOM in a scratch memcg: it takes ``oom_lock`` (mm/oom_kill.c), which whoever called
+    out_of_memory() before still held.
+
+    :raises Inconclusive: if none can be caused.
+    """
+    scratch = root.child(f"oomtest-fence-{os.getpid()}-{next(_serial)}")
+    try:
+        memcg_oom(scratch)
+    finally:
+        remove(scratch)
+
+
+def remove(memcg: Memcg, seconds: float = 10.0) -> None:
+    """rmdir a memcg, whose last task may still be on its way out.
+
+    :raises OSError: if it is busy for longer than ``seconds``.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return memcg.remove()
+        except FileNotFoundError:
+            return None
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+
+
+def sysrq_f() -> None:
+    """Ask for a kill as sysrq-f does; it happens later, in a workqueue.
+
+    :raises Forbidden: unless system OOMs are allowed.
+    """
+    gate.require("sysrq-f")
+    put("/proc/sysrq-trigger", "f")
+
+
+def sysrq_kill(victim: Memcg | None = None) -> Proof:
+    """Have sysrq-f kill a child of ours.
+
+    :param victim: where it lives.
+    :raises Forbidden: unless system OOMs are allowed.
+    :raises Inconclusive: if the kill cannot be proven.
+    """
+    gate.require("sysrq-f")
+    kmsg = Kmsg()
+    bait = Bait(victim, MIB)
+    try:
+        sysrq_f()
+        return _prove(bait, kmsg, memcg=False, what="sysrq-f")
+    finally:
+        bait.kill()
+        os.close(bait.tether)
+        kmsg.close()
+
+
+def sysrq_nobody() -> None:
+    """Use sysrq-f where nobody may be killed.
+
+    :raises Forbidden: unless system OOMs are allowed.
+    :raises Inconclusive: if the kernel does not say that it found nobody.
+    """
+    gate.require("sysrq-f")
+    kmsg = Kmsg()
+    try:
+        sysrq_f()
+        if not kmsg.wait(lambda lines: any(NOBODY in line for line in lines), 10):
+            raise Inconclusive("sysrq-f: the kernel does not say that there was nobody to kill")
+    finally:
+        kmsg.close()
+
+
+def blocked_hog(memcg: Memcg, limit: int = SMALL) -> Child:
+    """Have a child wait at the limit of a memcg whose killer is disabled.
+
+    :param memcg: gets the limit; its killer is disabled.
+    :returns: the child, not to be chosen by other OOMs.
+    :raises Inconclusive: if the memcg does not get under OOM.
+    """
+    memcg.disable_killer()
+    memcg.limit(limit)
+    hog = Child(lambda: hogs.touch(MUCH), memcg, score=hogs.SPARED)
+    deadline = time.monotonic() + 30
+    while not memcg.oom_control().under_oom:
+        if time.monotonic() > deadline or not hog.alive():
+            hog.kill()
+            raise Inconclusive(f"{memcg} did not get under OOM with its killer disabled")
+        time.sleep(0.01)
+    return hog

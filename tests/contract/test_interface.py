@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""I: the control files of root, as a user meets them."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+
+import pytest
+
+from helpers.evidence import Unproven
+from helpers.judge import PATIENCE, alive_on_root, stays_silent
+from helpers.listeners import Listener, register
+from helpers.memcgs import Memcg, write
+from helpers.triggers import system_oom
+
+Make = Callable[..., Memcg]
+Listen = Callable[..., Listener]
+
+
+def name(number: int) -> str:
+    """An errno's name, for messages."""
+    return errno.errorcode.get(number, "success") if number else "success"
+
+
+@pytest.mark.clause("I1")
+@pytest.mark.parametrize("text", ["1", "0", "2", "-1", "1\n", "0\n", "garbage", " 1"])
+def test_roots_killer_cannot_be_disabled(root: Memcg, text: str) -> None:
+    before = root.oom_control()
+    got = write(root.file("memory.oom_control"), text)
+    assert name(got) == "EINVAL", f"writing {text!r} to root's memory.oom_control: {name(got)}"
+    after = root.oom_control()
+    assert (after.oom_kill_disable, after.under_oom) == (
+        before.oom_kill_disable,
+        before.under_oom,
+    ), f"writing {text!r} to root's memory.oom_control changed it"
+
+
+@pytest.mark.clause("I1")
+def test_roots_killer_cannot_be_disabled_while_somebody_listens(
+    root: Memcg, memcg: Make, listen: Listen
+) -> None:
+    listen(root, "root")
+    memcg().disable_killer()
+    got = write(root.file("memory.oom_control"), "1")
+    assert name(got) == "EINVAL", f"writing 1 to root's memory.oom_control: {name(got)}"
+    assert root.oom_control().oom_kill_disable == 0
+
+
+@pytest.mark.clause("I1")
+@pytest.mark.system_oom
+def test_system_oom_still_kills_after_an_attempt(root: Memcg) -> None:
+    write(root.file("memory.oom_control"), "1")
+    system_oom(allocator=root)
+    assert root.oom_control().oom_kill_disable == 0, "the attempt took effect"
+
+
+@pytest.mark.clause("I2")
+def test_root_takes_an_eventfd_and_a_descriptor_open_for_reading(root: Memcg) -> None:
+    listener = Listener("root")
+    control = os.open(root.file("memory.oom_control"), os.O_RDONLY)
+    try:
+        for arguments in ("", "anything"):
+            got = register(root, listener.fd, control, arguments)
+            assert not got, f"registering on root is refused: {name(got)}"
+    finally:
+        os.close(control)
+        listener.close()
+
+
+def refused(root: Memcg, other: Memcg, eventfd: int, case: str) -> int:
+    """Try one registration that v1 refuses; the errno (memcg_write_event_control())."""
+    control = os.open(root.file("memory.oom_control"), os.O_RDONLY)
+    foreign = os.open(other.file("memory.oom_control"), os.O_RDONLY)
+    limit = os.open(root.file("memory.limit_in_bytes"), os.O_RDONLY)
+    null = os.open(os.devnull, os.O_RDONLY)
+    closed = 1 << 14  # a number that no descriptor has
+    line = {
+        "garbage": "garbage",
+        "only an eventfd": f"{eventfd}",
+        "no number for the file": f"{eventfd} x",
+        "a comma between": f"{eventfd},{control}",
+        "a closed eventfd": f"{closed} {control}",
+        "a closed file": f"{eventfd} {closed}",
+        "no eventfd": f"{null} {control}",
+        "a file without events": f"{eventfd} {limit}",
+        "another memcg's file": f"{eventfd} {foreign}",
+    }[case]
+    try:
+        return write(root.file("cgroup.event_control"), line)
+    finally:
+        for fd in (control, foreign, limit, null):
+            os.close(fd)
+
+
+REFUSALS = {
+    "garbage": errno.EINVAL,
+    "only an eventfd": errno.EINVAL,
+    "no number for the file": errno.EINVAL,
+    "a comma between": errno.EINVAL,
+    "a closed eventfd": errno.EBADF,
+    "a closed file": errno.EBADF,
+    "no eventfd": errno.EINVAL,
+    "a file without events": errno.EINVAL,
+    "another memcg's file": errno.EINVAL,
+}
+
+
+@pytest.mark.clause("I2")
+@pytest.mark.parametrize(("case", "wanted"), REFUSALS.items(), ids=REFUSALS)
+def test_registration_is_refused(root: Memcg, memcg: Make, case: str, wanted: int) -> None:
+    listener = Listener(case)
+    try:
+        got = refused(root, memcg(), listener.fd, case)
+        assert name(got) == name(wanted), f"{case}: {name(got)} instead of {name(wanted)}"
+        assert listener.count() == 0, f"{case}: signalled at once"
+    finally:
+        listener.close()
+
+
+@pytest.mark.clause("I2")
+@pytest.mark.system_oom
+def test_refused_registration_leaves_nothing_behind(
+    root: Memcg, memcg: Make, listen: Listen
+) -> None:
+    listener = Listener("refused")
+    for case in REFUSALS:
+        refused(root, memcg(), listener.fd, case)
+    witness = listen(root, "witness")
+    system_oom(allocator=root)
+    if not witness.wait(PATIENCE):
+        raise Unproven("no listener on root was signalled")
+    stays_silent(root, listener, after="a system OOM")
+    listener.on(root)
+    alive_on_root(listener)
+    listener.close()

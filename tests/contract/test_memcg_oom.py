@@ -1,0 +1,249 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""K: what memcg v1 does without the patch, and must go on doing with it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import pytest
+
+from helpers.evidence import Inconclusive
+from helpers.hogs import SPARED, Child, sleep_forever, touch
+from helpers.judge import PATIENCE, SETTLE, stays_silent
+from helpers.listeners import Listener
+from helpers.memcgs import MIB, Memcg, OomControl
+from helpers.triggers import MUCH, fence, memcg_oom, remove, system_oom
+
+Make = Callable[..., Memcg]
+Listen = Callable[..., Listener]
+
+
+def signalled(*listeners: Listener, by: str) -> None:
+    """Each of these was signalled."""
+    missed = [one.name for one in listeners if not one.wait(PATIENCE)]
+    assert not missed, f"{by} did not signal {', '.join(missed)}"
+
+
+@pytest.mark.clause("K1")
+@pytest.mark.parametrize("hog", ["parent", "child", "grandchild"])
+def test_memcg_oom_signals_itself_and_its_descendants(
+    root: Memcg, memcg: Make, listen: Listen, hog: str
+) -> None:
+    parent, sibling = memcg(), memcg()
+    child, nephew = memcg(parent), memcg(sibling)
+    grandchild = memcg(child)
+    inside = {"parent": parent, "child": child, "grandchild": grandchild}
+    hit = [listen(one, name) for name, one in inside.items()]
+    spared = [listen(sibling, "sibling"), listen(nephew, "sibling's child")]
+    memcg_oom(parent, within=inside[hog])
+    signalled(*hit, by="an OOM at the parent's limit")
+    stays_silent(root, *spared, after="an OOM at the parent's limit")
+    memcg_oom(sibling)
+    signalled(*spared, by="an OOM at the sibling's limit")
+
+
+@pytest.mark.clause("K1")
+def test_memcg_oom_does_not_signal_its_ancestors(root: Memcg, memcg: Make, listen: Listen) -> None:
+    grandparent = memcg()
+    parent = memcg(grandparent)
+    child = memcg(parent)
+    above = [listen(grandparent, "grandparent"), listen(parent, "parent")]
+    own = listen(child, "child")
+    memcg_oom(child)
+    signalled(own, by="an OOM at its own limit")
+    stays_silent(root, *above, after="an OOM at a descendant's limit")
+    memcg_oom(grandparent)
+    signalled(*above, by="an OOM at the grandparent's limit")
+
+
+@pytest.mark.clause("K1")
+def test_memcg_oom_signals_all_down_a_deep_tree(memcg: Make, listen: Listen) -> None:
+    line = [memcg()]
+    for _ in range(6):
+        line.append(memcg(line[-1]))
+    listeners = [listen(one, f"depth {n}") for n, one in enumerate(line)]
+    memcg_oom(line[0], within=line[-1])
+    signalled(*listeners, by="an OOM at the top of the tree")
+
+
+@pytest.mark.clause("K1")
+def test_memcg_oom_signals_each_time_and_every_listener(memcg: Make, listen: Listen) -> None:
+    child = memcg()
+    listeners = [listen(child, f"listener #{n}") for n in range(3)]
+    for _ in range(3):
+        memcg_oom(child)
+        signalled(*listeners, by="a repeated memcg OOM")
+
+
+@pytest.mark.clause("K1")
+def test_without_hierarchy_a_limit_binds_nobody_below(
+    root: Memcg, memcg: Make, listen: Listen
+) -> None:
+    parent = memcg()
+    if not parent.use_hierarchy(False):
+        pytest.skip("memory.use_hierarchy cannot be cleared on this kernel (since 5.11)")
+    child = parent.child("flat")
+    try:
+        above, own = listen(parent, "parent"), listen(child, "child")
+        memcg_oom(child)
+        signalled(own, by="an OOM at its own limit")
+        stays_silent(root, above, after="an OOM of a memcg outside of its hierarchy")
+        memcg_oom(parent)
+        signalled(above, by="an OOM at its own limit")
+        stays_silent(root, own, after="an OOM of a memcg outside of its hierarchy")
+    finally:
+        remove(child)
+
+
+@pytest.mark.clause("K2")
+@pytest.mark.parametrize("below", [False, True], ids=["itself", "a child of it"])
+def test_registering_under_oom_signals_at_once(
+    memcg: Make, listen: Listen, stuck: Make, below: bool
+) -> None:
+    parent = memcg()
+    child = stuck(parent)
+    listener = listen(memcg(child) if below else child, "latecomer")
+    if below and not listener.wait(SETTLE):
+        pytest.skip("a memcg made while its parent is under OOM is not under OOM itself")
+    assert below or listener.wait(PATIENCE), "registering under OOM did not signal"
+
+
+@pytest.mark.clause("K2")
+def test_registering_when_not_under_oom_does_not_signal(
+    root: Memcg, memcg: Make, listen: Listen
+) -> None:
+    child = memcg()
+    memcg_oom(child)
+    fence(root)
+    listener = listen(child, "child")
+    stays_silent(root, listener, after="registering on a memcg that is no longer under OOM")
+    memcg_oom(child)
+    signalled(listener, by="a memcg OOM")
+
+
+@pytest.mark.clause("K3")
+def test_removing_a_memcg_signals_its_listeners(memcg: Make, listen: Listen) -> None:
+    child = memcg()
+    listeners = [listen(child, f"listener #{n}") for n in range(3)]
+    remove(child)
+    signalled(*listeners, by="removing the memcg")
+
+
+@pytest.mark.clause("K3")
+def test_removing_a_memcg_signals_nobody_elses_listeners(
+    root: Memcg, memcg: Make, listen: Listen
+) -> None:
+    parent, sibling = memcg(), memcg()
+    child = memcg(parent)
+    others = [listen(parent, "parent"), listen(sibling, "sibling")]
+    own = listen(child, "child")
+    remove(child)
+    signalled(own, by="removing the memcg")
+    stays_silent(root, *others, after="removing another memcg")
+    memcg_oom(parent)
+    memcg_oom(sibling)
+    signalled(*others, by="a memcg OOM")
+
+
+def waits(hog: Child) -> bool:
+    """Whether the hog is blocked rather than about to end."""
+    time.sleep(SETTLE)
+    return hog.alive()
+
+
+def under_oom(memcg: Memcg, wanted: int) -> bool:
+    """Wait for ``under_oom`` to become what is wanted."""
+    deadline = time.monotonic() + PATIENCE
+    while memcg.oom_control().under_oom != wanted:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+def hog_at_limit(child: Memcg) -> Child:
+    """A hog that is about to reach the limit of a memcg whose killer is disabled."""
+    child.disable_killer()
+    child.limit(2 * MIB)
+    return Child(lambda: touch(MUCH), child, score=SPARED)
+
+
+@pytest.mark.clause("K4")
+@pytest.mark.parametrize("release", ["raise the limit", "enable the killer"])
+def test_killer_disabled_blocks_the_hog(memcg: Make, listen: Listen, release: str) -> None:
+    child = memcg()
+    listener = listen(child, "child")
+    hog = hog_at_limit(child)
+    try:
+        assert under_oom(child, 1), "the hog reached the limit, and under_oom is still 0"
+        assert child.oom_control().oom_kill_disable == 1
+        assert waits(hog), f"the hog did not wait: status {hog.status}"
+        signalled(listener, by="a memcg OOM with the killer disabled")
+        if release == "raise the limit":
+            child.limit(-1)
+            assert hog.wait() == 0, "the hog did not go on when the limit was raised"
+        else:
+            # A task at -1000 is nobody's victim: another one makes the kill possible.
+            victim = Child(sleep_forever, child)
+            child.enable_killer()
+            assert victim.wait() == -9, "nobody was killed when the killer was enabled"
+            child.limit(-1)
+            hog.wait()
+        assert under_oom(child, 0), "under_oom is still 1 afterwards"
+    finally:
+        hog.kill()
+
+
+@pytest.mark.clause("K4")
+def test_killer_can_be_disabled_and_enabled(memcg: Make) -> None:
+    child = memcg()
+    assert child.oom_control().oom_kill_disable == 0
+    child.disable_killer()
+    assert child.oom_control().oom_kill_disable == 1
+    child.enable_killer()
+    assert child.oom_control().oom_kill_disable == 0
+
+
+def at_rest(root: Memcg) -> bool:
+    """Root's file reads as it must at all times."""
+    now = root.oom_control()
+    return (now.oom_kill_disable, now.under_oom) == (0, 0)
+
+
+@pytest.mark.clause("K5")
+def test_root_reads_at_rest_around_memcg_ooms(root: Memcg, memcg: Make, stuck: Make) -> None:
+    assert at_rest(root), f"before: {root.oom_control()}"
+    stuck()
+    assert at_rest(root), f"while a child is under OOM: {root.oom_control()}"
+    memcg_oom(memcg())
+    assert at_rest(root), f"after a memcg OOM: {root.oom_control()}"
+
+
+@pytest.mark.clause("K5")
+@pytest.mark.system_oom
+def test_root_reads_at_rest_around_a_system_oom(root: Memcg, listen: Listen) -> None:
+    def watch() -> None:
+        while at_rest(root):
+            pass
+
+    listen(root, "root")
+    watcher = Child(watch, root, score=SPARED)
+    system_oom(allocator=root)
+    fence(root)
+    during = watcher.alive()
+    watcher.kill()
+    assert during, "during a system OOM it read killer disabled or under OOM"
+    assert at_rest(root), f"after a system OOM: {root.oom_control()}"
+
+
+@pytest.mark.clause("K5")
+def test_root_counts_kills(root: Memcg, memcg: Make) -> None:
+    before = root.oom_control()
+    if before.oom_kill is None:
+        pytest.skip("no oom_kill in memory.oom_control before 4.14")
+    child = memcg()
+    memcg_oom(child)
+    if child.oom_control() != OomControl(0, 0, 1):
+        raise Inconclusive(f"the child reads {child.oom_control()} after one kill")
+    assert at_rest(root)

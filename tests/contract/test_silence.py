@@ -1,0 +1,249 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""N: who must not be signalled, and when."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import pytest
+
+from helpers.evidence import Inconclusive, Unproven
+from helpers.hogs import touch
+from helpers.judge import PATIENCE, SETTLE, alive_on, alive_on_root, stays_silent
+from helpers.listeners import Listener
+from helpers.memcgs import Memcg
+from helpers.preflight import sysctl
+from helpers.triggers import MUCH, fence, memcg_oom, sysrq_kill, sysrq_nobody, system_oom
+
+pytestmark = pytest.mark.system_oom
+
+Make = Callable[..., Memcg]
+Listen = Callable[..., Listener]
+
+SYSTEM_OOM = "a system OOM"
+MEMCG_OOM = "a memcg OOM"
+SYSRQ = "a kill by sysrq-f"
+
+
+@pytest.mark.clause("N1")
+@pytest.mark.parametrize("victim", ["root", "grandchild", "killer disabled"])
+@pytest.mark.parametrize("first", ["root first", "root last", "no root"])
+def test_system_oom_signals_nobody_below_root(
+    root: Memcg, memcg: Make, listen: Listen, victim: str, first: str
+) -> None:
+    parent = memcg()
+    grandchild, nephew = memcg(parent), memcg(parent)
+    sibling, disabled = memcg(), memcg()
+    disabled.disable_killer()
+    if first == "root first":
+        listen(root, "root")
+    apart = [listen(one, one.path) for one in (sibling, disabled)]
+    family = [listen(one, one.path) for one in (parent, grandchild, nephew)]
+    if first == "root last":
+        listen(root, "root")
+    home = {"root": root, "grandchild": grandchild, "killer disabled": disabled}[victim]
+    before = home.oom_control().oom_kill
+    system_oom(allocator=home)
+    after = home.oom_control().oom_kill
+    if before is not None and after == before:
+        raise Inconclusive("the victim's memcg does not count the kill")
+    stays_silent(root, *family, *apart, after=SYSTEM_OOM)
+    disabled.enable_killer()
+    alive_on(parent, *family)
+    for one, listener in zip((sibling, disabled), apart, strict=True):
+        alive_on(one, listener)
+
+
+@pytest.mark.clause("N1")
+def test_system_oom_does_not_signal_a_memcg_that_only_held_the_allocator(
+    root: Memcg, memcg: Make, listen: Listen
+) -> None:
+    allocator, victim = memcg(), memcg()
+    listen(root, "root")
+    listeners = [listen(allocator, "allocator's"), listen(victim, "victim's")]
+    system_oom(allocator=allocator, victim=victim)
+    stays_silent(root, *listeners, after=SYSTEM_OOM)
+    alive_on(allocator, listeners[0])
+    alive_on(victim, listeners[1])
+
+
+@pytest.mark.clause("N1")
+def test_system_oom_does_not_signal_a_memcg_that_is_stuck(
+    root: Memcg, listen: Listen, stuck: Make
+) -> None:
+    child = stuck()
+    listener = listen(child, "stuck")
+    if not listener.wait(PATIENCE):
+        raise Unproven("registering on a memcg that is under OOM did not signal")
+    listen(root, "root")
+    system_oom(allocator=root)
+    stays_silent(root, listener, after=SYSTEM_OOM)
+    child.enable_killer()
+    alive_on(child, listener)
+
+
+@pytest.mark.clause("N2")
+@pytest.mark.parametrize("listening", ["root only", "child first", "child last"])
+def test_memcg_oom_does_not_signal_root(
+    root: Memcg, memcg: Make, listen: Listen, listening: str
+) -> None:
+    child = memcg()
+    if listening == "child first":
+        listen(child, "child")
+    listener = listen(root, "root")
+    if listening == "child last":
+        listen(child, "child")
+    memcg_oom(child)
+    stays_silent(root, listener, after=MEMCG_OOM)
+    alive_on_root(listener)
+
+
+@pytest.mark.clause("N2")
+@pytest.mark.parametrize("depth", [1, 3])
+def test_memcg_oom_further_up_or_down_does_not_signal_root(
+    root: Memcg, memcg: Make, listen: Listen, depth: int
+) -> None:
+    limited = memcg()
+    home = limited
+    for _ in range(depth):
+        home = memcg(home)
+    listener = listen(root, "root")
+    memcg_oom(limited, within=home)
+    memcg_oom(home)
+    stays_silent(root, listener, after=MEMCG_OOM)
+    alive_on_root(listener)
+
+
+@pytest.mark.clause("N2")
+def test_memcg_oom_by_user_faults_does_not_signal_root(
+    root: Memcg, memcg: Make, listen: Listen
+) -> None:
+    listener = listen(root, "root")
+    memcg_oom(memcg(), body=lambda: touch(MUCH))
+    stays_silent(root, listener, after=MEMCG_OOM)
+    alive_on_root(listener)
+
+
+@pytest.mark.clause("N2")
+def test_memcg_oom_with_the_killer_disabled_does_not_signal_root(
+    root: Memcg, listen: Listen, stuck: Make
+) -> None:
+    listener = listen(root, "root")
+    stuck()
+    stays_silent(root, listener, after="a memcg OOM with its killer disabled")
+    alive_on_root(listener)
+
+
+@pytest.mark.clause("N2")
+def test_memcg_oom_by_kernel_memory_does_not_signal_root(
+    root: Memcg, memcg: Make, listen: Listen
+) -> None:
+    def fill_pipes() -> None:
+        pages = bytes(1 << 16)
+        pipes = [os.pipe() for _ in range(MUCH >> 16)]
+        for _, end in pipes:
+            os.write(end, pages)
+
+    listener = listen(root, "root")
+    memcg_oom(memcg(), body=fill_pipes)
+    stays_silent(root, listener, after="a memcg OOM over kernel memory")
+    alive_on_root(listener)
+
+
+@pytest.mark.clause("N3")
+@pytest.mark.parametrize("below", [False, True], ids=["in root", "below root"])
+def test_sysrq_does_not_signal_root(
+    root: Memcg, memcg: Make, listen: Listen, below: bool
+) -> None:
+    home = memcg() if below else root
+    listener = listen(root, "root")
+    sysrq_kill(home)
+    stays_silent(root, listener, after=SYSRQ)
+    alive_on_root(listener)
+
+
+@pytest.mark.clause("N3")
+def test_sysrq_does_not_signal_a_listener_that_works(root: Memcg, listen: Listen) -> None:
+    listener = listen(root, "root")
+    alive_on_root(listener)
+    fence(root)
+    listener.wait(SETTLE)
+    sysrq_kill(root)
+    stays_silent(root, listener, after=SYSRQ)
+    alive_on_root(listener)
+
+
+@pytest.mark.clause("N3")
+def test_sysrq_that_finds_nobody_does_not_signal_root(root: Memcg, listen: Listen) -> None:
+    listener = listen(root, "root")
+    sysrq_nobody()
+    stays_silent(root, listener, after="sysrq-f that found nobody to kill")
+    alive_on_root(listener)
+
+
+@pytest.mark.clause("N3")
+def test_sysrq_with_oom_kill_allocating_task_does_not_signal_root(
+    root: Memcg, listen: Listen
+) -> None:
+    listener = listen(root, "root")
+    with sysctl("vm/oom_kill_allocating_task", "1"):
+        sysrq_kill(root)
+    stays_silent(root, listener, after=SYSRQ)
+    alive_on_root(listener)
+
+
+@pytest.mark.clause("N8")
+def test_closed_eventfd_gets_nothing(root: Memcg, listen: Listen) -> None:
+    closed = listen(root, "closed")
+    number = closed.fd
+    closed.close()
+    # The same number, and with luck the same memory, as what was just let go.
+    unregistered = Listener("unregistered")
+    assert unregistered.fd == number
+    witness = listen(root, "witness")
+    system_oom(allocator=root)
+    if not witness.wait(PATIENCE):
+        raise Unproven("no listener on root was signalled")
+    stays_silent(root, unregistered, after=SYSTEM_OOM)
+    unregistered.on(root)
+    alive_on_root(unregistered)
+    unregistered.close()
+
+
+@pytest.mark.clause("N8")
+def test_usage_threshold_on_root_is_not_signalled(root: Memcg, listen: Listen) -> None:
+    threshold = listen(root, "threshold", "memory.usage_in_bytes", str(1 << 60))
+    listen(root, "root")
+    system_oom(allocator=root)
+    stays_silent(root, threshold, after=SYSTEM_OOM)
+    threshold.on(root)
+    alive_on_root(threshold)
+
+
+@pytest.mark.clause("N9")
+def test_registering_on_root_does_not_signal(root: Memcg, listen: Listen) -> None:
+    listener = listen(root, "root")
+    stays_silent(root, listener, after="registering on root")
+    alive_on_root(listener)
+
+
+@pytest.mark.clause("N9")
+def test_registering_on_root_while_a_child_is_under_oom_does_not_signal(
+    root: Memcg, listen: Listen, stuck: Make
+) -> None:
+    stuck()
+    listener = listen(root, "root")
+    stays_silent(root, listener, after="registering on root while a child is under OOM")
+    alive_on_root(listener)
+
+
+@pytest.mark.clause("N9")
+def test_registering_on_root_after_a_system_oom_does_not_signal(
+    root: Memcg, listen: Listen
+) -> None:
+    system_oom(allocator=root)
+    fence(root)
+    listener = listen(root, "root")
+    stays_silent(root, listener, after="registering on root after a system OOM")
+    alive_on_root(listener)

@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""P: a system OOM signals the listeners on root."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from helpers.hogs import Child, exhaust
+from helpers.judge import fires, settled
+from helpers.listeners import Listener
+from helpers.memcgs import Memcg
+from helpers.preflight import sysctl
+from helpers.triggers import memcg_oom, system_oom
+
+pytestmark = pytest.mark.system_oom
+
+Make = Callable[..., Memcg]
+Listen = Callable[..., Listener]
+
+
+@pytest.mark.clause("P1")
+def test_system_oom_signals_root(root: Memcg, listen: Listen) -> None:
+    listener = listen(root, "root")
+    system_oom(allocator=root)
+    fires(listener)
+
+
+@pytest.mark.clause("P2")
+@pytest.mark.parametrize("depth", [1, 2, 4])
+def test_hog_below_root(root: Memcg, memcg: Make, listen: Listen, depth: int) -> None:
+    home = root
+    for _ in range(depth):
+        home = memcg(home)
+    listener = listen(root, "root")
+    system_oom(allocator=home)
+    fires(listener)
+
+
+@pytest.mark.clause("P2")
+@pytest.mark.parametrize("where", ["allocator below", "victim below", "both below, apart"])
+def test_victim_is_somebody_else(root: Memcg, memcg: Make, listen: Listen, where: str) -> None:
+    allocator = root if where == "victim below" else memcg()
+    victim = root if where == "allocator below" else memcg(memcg())
+    listener = listen(root, "root")
+    system_oom(allocator=allocator, victim=victim)
+    fires(listener)
+
+
+@pytest.mark.clause("P2")
+def test_hog_in_a_memcg_with_a_limit_it_has_not_reached(
+    root: Memcg, memcg: Make, listen: Listen
+) -> None:
+    home = memcg()
+    home.limit(1 << 40)
+    listener = listen(root, "root")
+    system_oom(allocator=home)
+    fires(listener)
+
+
+@pytest.mark.clause("P3")
+@pytest.mark.parametrize("count", [2, 3, 40])
+def test_every_listener_is_signalled_alike(root: Memcg, listen: Listen, count: int) -> None:
+    listeners = [listen(root, f"root #{n}") for n in range(count)]
+    system_oom(allocator=root)
+    counts = settled(root, listeners, fires(*listeners))
+    assert len(set(counts)) == 1, f"unequal counts: {counts}"
+
+
+@pytest.mark.clause("P3")
+def test_listener_registered_twice_is_signalled_twice(root: Memcg, listen: Listen) -> None:
+    before, twice = listen(root, "before"), listen(root, "twice")
+    between = listen(root, "between")
+    twice.on(root)
+    after = listen(root, "after")
+    listeners = [before, twice, between, after]
+    system_oom(allocator=root)
+    one, double, other, last = settled(root, listeners, fires(*listeners))
+    assert one == other == last, "the single ones differ"
+    assert double == 2 * one, "the double one does not have twice their count"
+
+
+@pytest.mark.clause("P3")
+@pytest.mark.parametrize("gone", [0, 1, 2])
+def test_the_others_are_signalled_after_one_has_left(
+    root: Memcg, listen: Listen, gone: int
+) -> None:
+    listeners = [listen(root, f"root #{n}") for n in range(3)]
+    listeners.pop(gone).close()
+    listeners.append(listen(root, "newcomer"))
+    system_oom(allocator=root)
+    counts = settled(root, listeners, fires(*listeners))
+    assert len(set(counts)) == 1, f"unequal counts: {counts}"
+
+
+@pytest.mark.clause("P4")
+def test_every_system_oom_signals(root: Memcg, memcg: Make, listen: Listen) -> None:
+    listener, home = listen(root, "root"), memcg()
+    for n, allocator in enumerate([root, home, root, home], 1):
+        system_oom(allocator=allocator)
+        if n == 1:
+            fires(listener)
+        else:
+            assert listener.wait(5), f"system OOM number {n} did not signal root"
+
+
+@pytest.mark.clause("P4")
+def test_undrained_signals_add_up(root: Memcg, listen: Listen) -> None:
+    listener = listen(root, "root")
+    killed = sum(system_oom(allocator=root).system_kills for _ in range(3))
+    (count,) = fires(listener)
+    assert count >= killed, f"{count} signals for {killed} system OOM kills"
+
+
+@pytest.mark.clause("P4")
+def test_system_oom_after_a_memcg_oom(root: Memcg, memcg: Make, listen: Listen) -> None:
+    memcg_oom(memcg())
+    listener = listen(root, "root")
+    system_oom(allocator=root)
+    fires(listener)
+
+
+@pytest.mark.clause("P4")
+def test_burst_of_hogs(root: Memcg, listen: Listen) -> None:
+    listener = listen(root, "root")
+    others = [Child(exhaust, root) for _ in range(3)]
+    proof = system_oom(allocator=root)
+    for other in others:
+        other.wait()
+    (count,) = fires(listener)
+    assert count >= proof.system_kills, f"{count} signals for {proof.system_kills} kills"
+
+
+@pytest.mark.clause("P5")
+@pytest.mark.parametrize("children", [1, 30])
+@pytest.mark.parametrize("heard", [False, True], ids=["unheard", "heard"])
+def test_other_memcgs_do_not_matter(
+    root: Memcg, memcg: Make, listen: Listen, children: int, heard: bool
+) -> None:
+    below = [memcg() for _ in range(children)]
+    if heard:
+        for n, one in enumerate(below):
+            listen(one, f"child #{n}")
+    listener = listen(root, "root")
+    system_oom(allocator=root)
+    fires(listener)
+
+
+@pytest.mark.clause("P5")
+@pytest.mark.parametrize("hog", ["root", "beside"])
+def test_a_memcg_stuck_under_oom_does_not_matter(
+    root: Memcg, memcg: Make, listen: Listen, stuck: Make, hog: str
+) -> None:
+    listen(stuck(), "stuck")
+    allocator = root if hog == "root" else memcg()
+    listener = listen(root, "root")
+    system_oom(allocator=allocator)
+    fires(listener)
+
+
+@pytest.mark.clause("P5")
+def test_hog_in_a_memcg_with_its_killer_disabled(root: Memcg, memcg: Make, listen: Listen) -> None:
+    home = memcg()
+    home.disable_killer()
+    listen(home, "child")
+    listener = listen(root, "root")
+    system_oom(allocator=home)
+    fires(listener)
+
+
+@pytest.mark.clause("P7")
+@pytest.mark.parametrize("below", [False, True], ids=["in root", "below root"])
+def test_allocating_task_is_killed(root: Memcg, memcg: Make, listen: Listen, below: bool) -> None:
+    home = memcg() if below else root
+    listener = listen(root, "root")
+    with sysctl("vm/oom_kill_allocating_task", "1"):
+        system_oom(allocator=home)
+    fires(listener)

@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Build kernels: out of tree, incrementally, cached by content."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from vm import cache, run, series
+from vm.errors import INCONCLUSIVE, UserError
+from vm.kernel import Kernel, inspect
+from vm.source import Say, Source, Tree, find, version
+
+CONFIGS = Path(__file__).parent / "configs"
+NAME = re.compile(r"^(\d+\.\d+)/([a-z-]+)$")
+STEP = re.compile(r"^  (?:CC|AS|LD|AR)\s+(?:\[M\]\s+)?(\S+)")
+# The same input gives the same image.
+REPRODUCIBLE = {
+    "KBUILD_BUILD_TIMESTAMP": "Thu Jan  1 00:00:00 UTC 1970",
+    "KBUILD_BUILD_USER": "oomtest",
+    "KBUILD_BUILD_HOST": "oomtest",
+    "KBUILD_BUILD_VERSION": "1",
+}
+SAY_EVERY = 5.0  # seconds between progress lines
+
+
+def resolve(name: str, say: Say = lambda line: None) -> Kernel:
+    """The kernel that a user named.
+
+    :param name: the path of an image, or ``SERIES/FLAVOUR``, which is built if it is not cached.
+    :param say: takes progress lines.
+    :raises UserError: if there is no such image or it cannot be built.
+    """
+    match = NAME.match(name)
+    if match is None or Path(name).exists():
+        path = Path(name).expanduser()
+        return inspect(path, name)
+    if match[1] not in series.SERIES:
+        raise UserError(f"no series {match[1]}: there are {', '.join(series.SERIES)}")
+    return build_kernel(f"debian:{match[1]}", flavour=match[2], name=name, say=say)
+
+
+def build_kernel(
+    spec: str,
+    *,
+    flavour: str = "reference",
+    patches: Sequence[Path] = (),
+    port: bool = True,
+    name: str = "",
+    say: Say = lambda line: None,
+) -> Kernel:
+    """Build a kernel, or find it built.
+
+    :param spec: ``debian:SERIES``, a tarball or a directory, as :func:`vm.source.find` takes it.
+    :param flavour: a row of :data:`vm.series.FLAVOURS`.
+    :param patches: put on top, in this order.
+    :param port: whether the project's own port is applied first; not for a tree that has one.
+    :param name: how to call the kernel; its image's path if empty.
+    :param say: takes progress lines.
+    :returns: the image, in the cache.
+    :raises UserError: if the source is not there, a patch does not apply, an option is dropped,
+        the compiler refuses or the disk is full.
+    """
+    chosen = series.flavour(flavour)
+    source = find(spec, say)
+    fragments = [CONFIGS / name for name in ("base.config", *chosen.fragments)]
+    tree = Tree(source)
+    with cache.locked(f"build-{source.key}"):
+        pinned = _pinned(source, tree, chosen, port)
+        if pinned is not None:
+            key = _key(source, fragments, [*pinned, *patches])
+            image = _image(key)
+            if image.exists():
+                os.utime(image.parent)
+                return inspect(image, name)
+        tree.prepare(say)
+        found = version(tree.path)
+        ports = series.ports(chosen, found) if port else []
+        tree.patch([*ports, *patches])
+        objects = cache.cache_dir() / "builds" / f"{source.key}-{_digest(fragments)}"
+        label = name or f"{'.'.join(map(str, found))}/{flavour}"
+        with cache.disk_full(objects):
+            _make(tree.path, objects, fragments, label, say)
+            key = _key(source, fragments, [*ports, *patches])
+            image = _publish(objects, key if source.fixed else _file_digest(objects), found)
+    return inspect(image, name)
+
+
+def _pinned(
+    source: Source, tree: Tree, chosen: series.Flavour, port: bool
+) -> list[Path] | None:
+    """The port that a source of fixed content gets, if that can be told without unpacking it."""
+    if not source.fixed or not (tree.path / "Makefile").exists():
+        return None
+    return series.ports(chosen, version(tree.path)) if port else []
+
+
+def _digest(files: Sequence[Path]) -> str:
+    whole = hashlib.sha256()
+    for path in files:
+        whole.update(path.read_bytes() + b"\0")
+    return whole.hexdigest()[:16]
+
+
+def _key(source: Source, fragments: Sequence[Path], patches: Sequence[Path]) -> str:
+    try:
+        inputs = f"{source.key}|{_digest(fragments)}|{_digest(patches)}"
+    except OSError as error:
+        raise UserError(f"cannot read patch {error.filename}: {error.strerror}") from None
+    return hashlib.sha256(inputs.encode()).hexdigest()[:16]
+
+
+def _file_digest(objects: Path) -> str:
+    return _digest([objects / "arch/x86/boot/bzImage"])
+
+
+def _image(key: str) -> Path:
+    return cache.cache_dir() / "images" / key / "bzImage"
+
+
+def configure(tree: Path, objects: Path, fragments: Sequence[Path]) -> None:
+    """Write ``.config``: everything off but what the fragments ask for.
+
+    :raises UserError: if an option that a fragment asks for does not survive.
+    """
+    wanted = "".join(fragment.read_text() for fragment in fragments)
+    objects.mkdir(parents=True, exist_ok=True)
+    whole = objects / "wanted.config"
+    config = objects / ".config"
+    if whole.exists() and config.exists() and whole.read_text() == wanted:
+        # Left alone, so that make does not take the configuration for a new one.
+        run.watch(_command(tree, objects, "olddefconfig"))
+    else:
+        whole.write_text(wanted)
+        env = {"KCONFIG_ALLCONFIG": str(whole)}
+        run.watch(_command(tree, objects, "allnoconfig"), env=env)
+    lost = dropped(wanted, config.read_text())
+    if lost:
+        whole.unlink()
+        raise UserError(f"this kernel's Kconfig drops {', '.join(lost)}")
+
+
+def dropped(wanted: str, config: str) -> list[str]:
+    """The options that a fragment asks for and a ``.config`` does not have so.
+
+    :param wanted: the fragments' text; later lines override earlier ones, and a line that ends in
+        ``# if known`` counts only where the kernel knows the option.
+    """
+    asked: dict[str, str] = {}
+    for line in wanted.splitlines():
+        match = re.match(r"(CONFIG_\w+)=(\S+)(\s+# if known)?", line)
+        if match:
+            known = re.search(rf"^(?:# )?{match[1]}[= ]", config, re.MULTILINE)
+            if not match[3] or known:
+                asked[match[1]] = match[2]
+    has = dict(re.findall(r"^(CONFIG_\w+)=(.*)$", config, re.MULTILINE))
+    return [f"{name}={value}" for name, value in asked.items() if has.get(name, "n") != value]
+
+
+def _command(tree: Path, objects: Path, *targets: str) -> list[str]:
+    return ["make", "-C", str(tree), f"O={objects}", f"-j{os.cpu_count()}", *targets]
+
+
+def _make(tree: Path, objects: Path, fragments: Sequence[Path], label: str, say: Say) -> None:
+    began = last = time.monotonic()
+    count = 0
+
+    def each(line: str) -> None:
+        nonlocal last, count
+        step = STEP.match(line)
+        if step:
+            count += 1
+            if time.monotonic() - last > SAY_EVERY:
+                last = time.monotonic()
+                say(f"building {label}: {count} objects, {last - began:.0f} s, {step[1]}")
+
+    say(f"building {label} (about 4 minutes on 2 cores if nothing of it is cached)")
+    try:
+        configure(tree, objects, fragments)
+        run.watch(_command(tree, objects, "bzImage", "modules"), each, env=REPRODUCIBLE)
+    except FileNotFoundError:
+        raise UserError("make not found: install it (Debian: apt install build-essential)") from None
+    except run.Failed as error:
+        raise UserError(f"{label} does not build: {_why(error.lines)}", INCONCLUSIVE) from None
+    say(f"built {label} in {time.monotonic() - began:.0f} s")
+
+
+def _why(lines: Sequence[str]) -> str:
+    """The line of a failed build that tells most."""
+    if any("No space left" in line for line in lines):
+        raise OSError(28, "No space left on device")
+    telling = [line for line in lines if re.search(r"error:|undefined reference|not found", line)]
+    return (telling or [line for line in lines if line] or ["no output"])[0].strip()
+
+
+def _publish(objects: Path, key: str, found: series.Version) -> Path:
+    """Copy what a run needs out of the build directory, whole or not at all."""
+    target = _image(key)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for name, place in (
+        ("config", ".config"),
+        ("System.map", "System.map"),
+        ("bzImage", "arch/x86/boot/bzImage"),
+    ):
+        with cache.atomic(target.with_name(name)) as scratch:
+            shutil.copyfile(objects / place, scratch)
+    return target

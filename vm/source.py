@@ -1,0 +1,272 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Where a kernel's source comes from, and a work tree of it that patches can be put on and off.
+
+A work tree keeps its files' time stamps unless their content changes, so that make rebuilds what
+a different set of patches touches and nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vm import cache, run
+from vm.errors import UserError
+
+Say = Callable[[str], None]
+TOUCHED = re.compile(r"^(?:---|\+\+\+) (?:[ab]/)?(\S+)", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A kernel's source as it was given.
+
+    :ivar key: names its content (a tarball) or its place (a directory), for the cache.
+    :ivar path: the tarball or the directory.
+    """
+
+    key: str
+    path: Path
+
+    @property
+    def fixed(self) -> bool:
+        """Whether the content cannot change under the same key."""
+        return self.path.is_file()
+
+
+def find(spec: str, say: Say) -> Source:
+    """Get hold of a source.
+
+    :param spec: ``debian:SERIES``, a tarball or a directory.
+    :param say: takes progress lines.
+    :raises UserError: if there is no such source, or it cannot be downloaded.
+    """
+    if spec.startswith("debian:"):
+        return _debian(spec.removeprefix("debian:"), say)
+    path = Path(spec).expanduser().resolve()
+    if path.is_dir():
+        if not (path / "Kbuild").exists() or not (path / "mm" / "oom_kill.c").exists():
+            raise UserError(f"{path} is not a kernel source tree (no mm/oom_kill.c)")
+        return Source(f"dir-{hashlib.sha256(str(path).encode()).hexdigest()[:16]}", path)
+    if not path.is_file():
+        raise UserError(f"no such kernel source: {spec} (a directory, a tarball or debian:SERIES)")
+    with path.open("rb") as file:
+        return Source(f"tar-{hashlib.file_digest(file, 'sha256').hexdigest()[:16]}", path)
+
+
+def _debian(series: str, say: Say) -> Source:
+    """The distribution's ``linux-source`` package, installed or downloaded with apt."""
+    package = f"linux-source-{series}"
+    kept = cache.cache_dir() / "sources" / "debian"
+    installed = Path(f"/usr/src/{package}.tar.xz")
+    status = _output("dpkg-query", "-W", "-f", "${Status} ${Version}", package)
+    if installed.exists() and status.startswith("install ok installed"):
+        return Source(f"debian-{series}-{status.split()[-1]}", installed)
+    policy = re.search(r"Candidate: (\S+)", _output("apt-cache", "policy", package))
+    version = policy[1] if policy and policy[1] != "(none)" else None
+    if version is None:
+        older = sorted(kept.glob(f"{package}_*.tar.xz"))
+        if older:
+            return Source(f"debian-{series}-{older[-1].name[:-7].rpartition('_')[2]}", older[-1])
+        raise UserError(
+            f"apt knows no {package}: run apt-get update as root, "
+            "or give --source DIR or a tarball"
+        )
+    tarball = kept / f"{package}_{version}.tar.xz"
+    with cache.locked(f"source-{series}"):
+        if not tarball.exists():
+            say(f"downloading {package} {version}")
+            with cache.atomic(tarball) as scratch:
+                _download(package, version, installed, scratch)
+    return Source(f"debian-{series}-{version}", tarball)
+
+
+def _download(package: str, version: str, inside: Path, target: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=target.parent) as directory:
+        here = Path(directory)
+        try:
+            command = ["apt-get", "-q", "download", f"{package}={version}"]
+            run.watch(command, cwd=here)
+            (deb,) = here.glob("*.deb")
+            run.watch(["dpkg-deb", "-x", str(deb), str(here / "root")])
+        except (run.Failed, FileNotFoundError) as error:
+            why = error.lines[-1:] if isinstance(error, run.Failed) else [error]
+            raise UserError(f"cannot download {package}: {why[0] if why else error}") from None
+        shutil.move(here / "root" / inside.relative_to("/"), target)
+
+
+def _output(*command: str) -> str:
+    with contextlib.suppress(FileNotFoundError):
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, env={**os.environ, "LC_ALL": "C"}
+        )
+        return done.stdout
+    return ""
+
+
+class Tree:
+    """A work tree in the cache. Use it under the lock of its source.
+
+    :ivar path: what make is called on.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.home = cache.cache_dir() / "sources" / source.key
+        self.path = self.home / "linux"
+        self.pristine = self.home / "pristine"
+
+    def prepare(self, say: Say) -> None:
+        """Unpack the tarball, once, or copy what changed in the directory.
+
+        :raises UserError: if it cannot be unpacked or copied.
+        """
+        with cache.disk_full(self.home):
+            if self.source.fixed and not self.path.exists():
+                say(f"unpacking {self.source.path.name}")
+                self._unpack()
+            elif not self.source.fixed:
+                say(f"copying what changed in {self.source.path}")
+                self._sync()
+
+    def _unpack(self) -> None:
+        self.home.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=self.home) as scratch:
+            command = ["tar", "-xf", str(self.source.path), "-C", scratch]
+            self._run([*command, "--strip-components=1"])
+            if not Path(scratch, "mm", "oom_kill.c").exists():
+                raise UserError(f"{self.source.path} holds no kernel source (no mm/oom_kill.c)")
+            Path(scratch).rename(self.path)
+            Path(scratch).mkdir()  # for TemporaryDirectory to remove
+
+    def _sync(self) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        # By content and without time stamps: a file that changed is newer than its object,
+        # however old the user's copy claims to be.
+        command = ["rsync", "-rlpc", "--delete", "--exclude=/.git"]
+        command += [f"--exclude=/{name}" for name in self._patched()]
+        self._run([*command, f"{self.source.path}/", f"{self.path}/"])
+
+    def _run(self, command: list[str]) -> None:
+        try:
+            run.watch(command)
+        except FileNotFoundError:
+            raise UserError(f"{command[0]} not found: install it") from None
+        except run.Failed as error:
+            text = " ".join(error.lines[-1:])
+            if "No space left" in " ".join(error.lines):
+                raise OSError(28, text) from None
+            raise UserError(f"{self.source.path}: {text or error}") from None
+
+    def _patched(self) -> list[str]:
+        with contextlib.suppress(FileNotFoundError):
+            return (self.home / "patched").read_text().split()
+        return []
+
+    def _original(self, name: str) -> bytes | None:
+        """A file as the source has it, None if it has no such file."""
+        places = (self.pristine / name, self.path / name)
+        for place in places if self.source.fixed else (self.source.path / name,):
+            if place.is_file():
+                return place.read_bytes()
+            if place.with_name(place.name + ".absent").exists():
+                return None
+        return None
+
+    def patch(self, patches: Sequence[Path]) -> None:
+        """Bring the tree to the source plus these patches, whatever was on it before.
+
+        :raises UserError: if a patch does not apply; the tree is then as it was.
+        """
+        wanted = self._patch_aside(patches)
+        for name in self._patched():
+            wanted.setdefault(name, self._original(name))
+        # Written down first: whoever comes after an interruption puts all of these back.
+        (self.home / "patched").write_text("\n".join(sorted(wanted)))
+        for name, content in wanted.items():
+            self._keep_original(name)
+            self._write(name, content)
+        left = [n for n in sorted(wanted) if wanted[n] != self._original(n)]
+        (self.home / "patched").write_text("\n".join(left))
+
+    def _patch_aside(self, patches: Sequence[Path]) -> dict[str, bytes | None]:
+        """Apply the patches to copies of the files that they touch."""
+        names: set[str] = set()
+        with tempfile.TemporaryDirectory(dir=self.home) as scratch:
+            top = Path(scratch)
+            for path in patches:
+                touched = set(_touched(path))
+                for name in sorted(touched - names):
+                    content = self._original(name)
+                    (top / name).parent.mkdir(parents=True, exist_ok=True)
+                    if content is not None:
+                        (top / name).write_bytes(content)
+                names |= touched
+                _apply(path, top)
+            return {n: (top / n).read_bytes() if (top / n).exists() else None for n in names}
+
+    def _keep_original(self, name: str) -> None:
+        kept = self.pristine / name
+        absent = kept.with_name(kept.name + ".absent")
+        if not self.source.fixed or kept.exists() or absent.exists():
+            return
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        if (self.path / name).exists():
+            shutil.copy2(self.path / name, kept)
+        else:
+            absent.touch()
+
+    def _write(self, name: str, content: bytes | None) -> None:
+        target = self.path / name
+        if content is None:
+            target.unlink(missing_ok=True)
+        elif not target.exists() or target.read_bytes() != content:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(content)
+
+
+def _touched(patch: Path) -> Iterator[str]:
+    try:
+        text = patch.read_text(errors="replace")
+    except OSError as error:
+        raise UserError(f"cannot read patch {patch}: {error.strerror}") from None
+    found = [name for name in TOUCHED.findall(text) if name != "/dev/null"]
+    if not found:
+        raise UserError(f"{patch} is not a patch: no file names in it")
+    for name in found:
+        if name.startswith("/") or ".." in Path(name).parts:
+            raise UserError(f"{patch} reaches outside of the source tree: {name}")
+        yield name
+
+
+def _apply(patch: Path, top: Path) -> None:
+    command = ["patch", "-p1", "--batch", "--no-backup-if-mismatch", "-r", "-", "-i"]
+    try:
+        run.watch([*command, str(patch.resolve())], cwd=top)
+    except FileNotFoundError:
+        raise UserError("patch not found: install it (Debian: apt install patch)") from None
+    except run.Failed as error:
+        told = [line for line in error.lines if "FAILED" in line or "can't find" in line]
+        where = [line for line in error.lines if line.startswith("patching file")]
+        why = "; ".join([*where[-1:], *told]) or " ".join(error.lines[-1:])
+        raise UserError(f"{patch} does not apply: {why}") from None
+
+
+def version(tree: Path) -> tuple[int, int]:
+    """VERSION and PATCHLEVEL of a tree's Makefile.
+
+    :raises UserError: if it has none.
+    """
+    text = (tree / "Makefile").read_text(errors="replace")
+    found = dict(re.findall(r"^(VERSION|PATCHLEVEL) *= *(\d+)", text, re.MULTILINE))
+    if len(found) < 2:
+        raise UserError(f"{tree}/Makefile tells no kernel version")
+    return int(found["VERSION"]), int(found["PATCHLEVEL"])
