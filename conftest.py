@@ -62,6 +62,7 @@ def pytest_configure(config: pytest.Config) -> None:
         config.stash[MOUNT] = stack.enter_context(preflight.memory_controller())
     except preflight.Unfit as error:
         raise pytest.UsageError(str(error)) from None
+    stack.enter_context(preflight.markers_in_the_log())
     if allowed:
         stack.enter_context(preflight.ready_for_system_oom())
 
