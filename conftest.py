@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from _pytest.outcomes import Failed, OutcomeException
 
 from helpers import gate, preflight, triggers
 from helpers.evidence import Inconclusive, Silent, Unproven
@@ -30,6 +31,15 @@ MARKERS = (
     "system_oom: causes a system OOM, a sysrq kill or a panic; only in a guest or when allowed",
     "profile(name): the kind of machine that the test needs",
 )
+
+OUTCOMES: tuple[tuple[type[BaseException], str], ...] = (
+    (Silent, "silent"),
+    (Unproven, "unproven"),
+    (Inconclusive, "inconclusive"),
+)
+
+# The guest is sent no vm package: tests run there, they are not sent on.
+pytest_plugins = ["vm.plugin"] if Path(__file__).with_name("vm").is_dir() else []
 
 MOUNT = pytest.StashKey[str]()
 CLEANUP = pytest.StashKey[contextlib.ExitStack]()
@@ -83,6 +93,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             if mark.args[0] not in known:
                 raise pytest.UsageError(f"{item.nodeid}: no clause {mark.args[0]} in {CLAUSES}")
             item.user_properties.append(("clause", mark.args[0]))
+            item.extra_keyword_matches.add(mark.args[0])
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -95,19 +106,25 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip("would cause a system OOM on this machine: --allow-system-oom, or a guest")
 
 
+def _outcome(error: BaseException) -> str | None:
+    """What an exception that ended a test means, where pytest's own word for it is too coarse."""
+    if isinstance(error, Failed) and str(error).startswith("Timeout "):
+        return "timeout"  # pytest-timeout's words
+    for kind, name in OUTCOMES:
+        if isinstance(error, kind):
+            return name
+    # An exception that is no judgement is a fault of the suite, not of the kernel.
+    return None if isinstance(error, AssertionError | OutcomeException) else "error"
+
+
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(call: pytest.CallInfo[None]) -> Iterator[None]:
     outcome = yield
     report = outcome.get_result()  # type: ignore[attr-defined]
     if call.excinfo is not None:
-        for kind, name in (
-            (Silent, "silent"),
-            (Unproven, "unproven"),
-            (Inconclusive, "inconclusive"),
-        ):
-            if call.excinfo.errisinstance(kind):
-                report.user_properties.append(("outcome", name))
-                break
+        name = _outcome(call.excinfo.value)
+        if name:
+            report.user_properties.append(("outcome", name))
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import pytest
+from _pytest.outcomes import Skipped
 
 
 class Silent(AssertionError):
@@ -22,7 +22,7 @@ class Silent(AssertionError):
     """
 
 
-class Inconclusive(pytest.skip.Exception):
+class Inconclusive(Skipped):
     """The evidence is missing: neither a pass nor a fail."""
 
 
@@ -80,7 +80,8 @@ class Kmsg:
         marker = f"oomtest {uuid.uuid4()}"
         out = os.open("/dev/kmsg", os.O_WRONLY | os.O_CLOEXEC)
         try:
-            os.write(out, f"<6>{marker}".encode())
+            # Without the newline it stays open for a continuation and unread (5.10, printk.c).
+            os.write(out, f"<6>{marker}\n".encode())
         finally:
             os.close(out)
         if not self.wait(lambda lines: any(marker in line for line in lines), 5):

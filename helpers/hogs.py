@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Child processes that use memory, forked from the worker: starting an interpreter costs more
-than most tests when the machine is emulated."""
+than most tests when the machine is emulated.
+"""
 
 from __future__ import annotations
 

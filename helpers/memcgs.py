@@ -13,7 +13,7 @@ MIB = 1 << 20
 
 
 def write(path: str, text: str) -> int:
-    """Write a control file in one write(2).
+    """Write a control file in one system call.
 
     A buffered file object would lose the errno, or tell it at close.
 

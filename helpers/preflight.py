@@ -17,7 +17,7 @@ STANDARD = "/sys/fs/cgroup/memory"
 
 
 class Unfit(Exception):
-    """This machine cannot run the suite; the message says what is missing and how to mend it."""
+    """The machine cannot run the suite; the message says what is missing and how to mend it."""
 
 
 def find_mount(mountinfo: str) -> str | None:
@@ -30,9 +30,9 @@ def find_mount(mountinfo: str) -> str | None:
         left, _, right = line.partition(" - ")
         kind, _, options = right.partition(" ")
         fields = left.split()
-        if kind == "cgroup" and re.search(r"\bmemory\b", options.split()[-1]):
-            if fields[3] == "/" and fields[4].endswith("/memory"):
-                return fields[4]
+        whole = fields[3] == "/" and fields[4].endswith("/memory")
+        if whole and kind == "cgroup" and re.search(r"\bmemory\b", options.split()[-1]):
+            return fields[4]
     return None
 
 

@@ -123,7 +123,7 @@ def fence(root: Memcg) -> None:
 
 
 def remove(memcg: Memcg, seconds: float = 10.0) -> None:
-    """rmdir a memcg, whose last task may still be on its way out.
+    """Rmdir a memcg, whose last task may still be on its way out.
 
     :raises OSError: if it is busy for longer than ``seconds``.
     """

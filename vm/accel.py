@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Which acceleration works here, found out by running a guest and remembered.
 
-A ``/dev/kvm`` that opens proves nothing, nor does a VM that could be created, nor even one that runs
-a few instructions in real mode: there are hosts where all of that works and a kernel then never
-gets anywhere. So the probe boots a real kernel without a root file system, and believes in KVM if
-it gets as far as to panic for want of one.
+A ``/dev/kvm`` that opens proves nothing, nor does a VM that could be created, nor even one that
+runs a few instructions in real mode: there are hosts where all of that works and a kernel then
+never gets anywhere. So the probe boots a real kernel without a root file system, and believes in
+KVM if it gets as far as to panic for want of one.
 """
 
 from __future__ import annotations

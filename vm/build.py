@@ -14,7 +14,7 @@ from pathlib import Path
 from vm import cache, run, series
 from vm.errors import INCONCLUSIVE, UserError
 from vm.kernel import Kernel, inspect
-from vm.source import Say, Source, Tree, find, version
+from vm.source import Say, Source, Tree, check_readable, find, version
 
 CONFIGS = Path(__file__).parent / "configs"
 NAME = re.compile(r"^(\d+\.\d+)/([a-z-]+)$")
@@ -36,68 +36,88 @@ def resolve(name: str, say: Say = lambda line: None) -> Kernel:
     :param say: takes progress lines.
     :raises UserError: if there is no such image or it cannot be built.
     """
+    if NAME.match(name) is None or Path(name).exists():
+        return inspect(Path(name).expanduser(), name)
+    source, flavour = named(name)
+    return build_kernel(source, flavour=flavour, name=name, say=say)
+
+
+def named(name: str) -> tuple[str, str]:
+    """The source and the flavour that ``SERIES/FLAVOUR`` stands for.
+
+    :raises UserError: if there is no such series or flavour.
+    """
     match = NAME.match(name)
-    if match is None or Path(name).exists():
-        path = Path(name).expanduser()
-        return inspect(path, name)
+    if match is None:
+        raise UserError(f"{name}: not SERIES/FLAVOUR, as in 6.1/reference")
     if match[1] not in series.SERIES:
         raise UserError(f"no series {match[1]}: there are {', '.join(series.SERIES)}")
-    return build_kernel(f"debian:{match[1]}", flavour=match[2], name=name, say=say)
+    return f"debian:{match[1]}", series.flavour(match[2]).name
 
 
 def build_kernel(
     spec: str,
     *,
-    flavour: str = "reference",
+    flavour: str | None = None,
     patches: Sequence[Path] = (),
-    port: bool = True,
     name: str = "",
     say: Say = lambda line: None,
 ) -> Kernel:
     """Build a kernel, or find it built.
 
     :param spec: ``debian:SERIES``, a tarball or a directory, as :func:`vm.source.find` takes it.
-    :param flavour: a row of :data:`vm.series.FLAVOURS`.
+    :param flavour: a row of :data:`vm.series.FLAVOURS`, whose port goes on first. None stands for
+        the reference, or for the bare source if the patches are a port of their own.
     :param patches: put on top, in this order.
-    :param port: whether the project's own port is applied first; not for a tree that has one.
     :param name: how to call the kernel; its image's path if empty.
     :param say: takes progress lines.
     :returns: the image, in the cache.
     :raises UserError: if the source is not there, a patch does not apply, an option is dropped,
         the compiler refuses or the disk is full.
     """
-    chosen = series.flavour(flavour)
+    check_readable(patches)
     source = find(spec, say)
-    fragments = [CONFIGS / name for name in ("base.config", *chosen.fragments)]
     tree = Tree(source)
     with cache.locked(f"build-{source.key}"):
-        pinned = _pinned(source, tree, chosen, port)
-        if pinned is not None:
-            key = _key(source, fragments, [*pinned, *patches])
-            image = _image(key)
-            if image.exists():
-                os.utime(image.parent)
-                return inspect(image, name)
-        tree.prepare(say)
+        if not source.fixed or not (tree.path / "Makefile").exists():
+            tree.prepare(say)
+        if flavour is None:
+            flavour = "stock" if _is_port(tree, patches) else "reference"
+            if patches:
+                what = "instead of" if flavour == "stock" else "on top of"
+                say(f"the patch goes {what} the project's port (--flavour says otherwise)")
+        chosen = series.flavour(flavour)
         found = version(tree.path)
-        ports = series.ports(chosen, found) if port else []
-        tree.patch([*ports, *patches])
-        objects = cache.cache_dir() / "builds" / f"{source.key}-{_digest(fragments)}"
-        label = name or f"{'.'.join(map(str, found))}/{flavour}"
-        with cache.disk_full(objects):
-            _make(tree.path, objects, fragments, label, say)
-            key = _key(source, fragments, [*ports, *patches])
-            image = _publish(objects, key if source.fixed else _file_digest(objects), found)
-    return inspect(image, name)
+        fragments = [CONFIGS / name for name in ("base.config", *chosen.fragments)]
+        patches = [*series.ports(chosen, found), *patches]
+        key = _key(source, fragments, patches)
+        if not source.fixed or not _image(key).exists():
+            tree.patch(patches)
+            objects = cache.cache_dir() / "builds" / f"{source.key}-{_digest(fragments)}"
+            label = name or f"{'.'.join(map(str, found))}/{flavour}"
+            with cache.disk_full(objects):
+                _make(tree.path, objects, fragments, label, say)
+                if not source.fixed:
+                    key = _digest([objects / "arch/x86/boot/bzImage"])
+                _publish(objects, key)
+        os.utime(_image(key).parent)
+    return inspect(_image(key), name)
 
 
-def _pinned(
-    source: Source, tree: Tree, chosen: series.Flavour, port: bool
-) -> list[Path] | None:
-    """The port that a source of fixed content gets, if that can be told without unpacking it."""
-    if not source.fixed or not (tree.path / "Makefile").exists():
-        return None
-    return series.ports(chosen, version(tree.path)) if port else []
+def _is_port(tree: Tree, patches: Sequence[Path]) -> bool:
+    """Whether patches bring a notification of their own, rather than change the project's port.
+
+    They do if they apply to the bare source and add a line that notifies, outside of comments and
+    documentation: what changes the project's port does not apply without it.
+    """
+    notifies = re.compile(r"^\+\s*[^\s*/#].*notif", re.MULTILINE | re.IGNORECASE)
+    if not any(notifies.search(path.read_text(errors="replace")) for path in patches):
+        return False
+    try:
+        tree.check(patches)
+    except UserError:
+        return False
+    return True
 
 
 def _digest(files: Sequence[Path]) -> str:
@@ -108,15 +128,8 @@ def _digest(files: Sequence[Path]) -> str:
 
 
 def _key(source: Source, fragments: Sequence[Path], patches: Sequence[Path]) -> str:
-    try:
-        inputs = f"{source.key}|{_digest(fragments)}|{_digest(patches)}"
-    except OSError as error:
-        raise UserError(f"cannot read patch {error.filename}: {error.strerror}") from None
+    inputs = f"{source.key}|{_digest(fragments)}|{_digest(patches)}"
     return hashlib.sha256(inputs.encode()).hexdigest()[:16]
-
-
-def _file_digest(objects: Path) -> str:
-    return _digest([objects / "arch/x86/boot/bzImage"])
 
 
 def _image(key: str) -> Path:
@@ -184,7 +197,9 @@ def _make(tree: Path, objects: Path, fragments: Sequence[Path], label: str, say:
         configure(tree, objects, fragments)
         run.watch(_command(tree, objects, "bzImage", "modules"), each, env=REPRODUCIBLE)
     except FileNotFoundError:
-        raise UserError("make not found: install it (Debian: apt install build-essential)") from None
+        raise UserError(
+            "make not found: install it (Debian: apt install build-essential)"
+        ) from None
     except run.Failed as error:
         raise UserError(f"{label} does not build: {_why(error.lines)}", INCONCLUSIVE) from None
     say(f"built {label} in {time.monotonic() - began:.0f} s")
@@ -198,7 +213,7 @@ def _why(lines: Sequence[str]) -> str:
     return (telling or [line for line in lines if line] or ["no output"])[0].strip()
 
 
-def _publish(objects: Path, key: str, found: series.Version) -> Path:
+def _publish(objects: Path, key: str) -> None:
     """Copy what a run needs out of the build directory, whole or not at all."""
     target = _image(key)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -209,4 +224,3 @@ def _publish(objects: Path, key: str, found: series.Version) -> Path:
     ):
         with cache.atomic(target.with_name(name)) as scratch:
             shutil.copyfile(objects / place, scratch)
-    return target

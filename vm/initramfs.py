@@ -30,9 +30,20 @@ HERE = Path(__file__).parent
 STDLIB = Path(sysconfig.get_path("stdlib"))
 # Whole packages of the standard library that neither pytest nor a test of a kernel imports.
 UNUSED = frozenset(
-    "test tests idlelib tkinter turtledemo ensurepip lib2to3 pydoc_data sqlite3 dbm curses "
-    "wsgiref xmlrpc msilib venv site-packages dist-packages __pycache__ lib-dynload "
-    "turtle.py zoneinfo antigravity.py this.py".split()
+    (
+        *("test", "tests", "idlelib", "tkinter", "turtledemo", "ensurepip", "lib2to3"),
+        *("pydoc_data", "sqlite3", "dbm", "curses", "wsgiref", "xmlrpc", "msilib"),
+        *(
+            "venv",
+            "site-packages",
+            "dist-packages",
+            "__pycache__",
+            "lib-dynload",
+            "turtle.py",
+            "zoneinfo",
+        ),
+        *("antigravity.py", "this.py"),
+    )
 )
 UNUSED_SO = re.compile(
     "_test|xx|_tkinter|_sqlite|_curses|_dbm|_gdbm|readline|nis|ossaudio|audioop|"
@@ -64,7 +75,9 @@ class Archive:
         self.known: set[str] = set()
         self.inode = 0
 
-    def _entry(self, name: str, mode: int, data: bytes = b"", rdev: tuple[int, int] = (0, 0)) -> None:
+    def _entry(
+        self, name: str, mode: int, data: bytes = b"", rdev: tuple[int, int] = (0, 0)
+    ) -> None:
         self.inode += 1
         raw = name.encode() + b"\0"
         fields = (self.inode, mode, 0, 0, 1, 0, len(data), 0, 0, *rdev, len(raw), 0)
@@ -119,9 +132,12 @@ def _stripped(binary: Path) -> bytes:
     """A binary without its symbols where the host can do that: they would fill guest memory."""
     strip = shutil.which("strip")
     with tempfile.NamedTemporaryFile() as scratch:
-        if strip and not subprocess.run(
-            [strip, "-o", scratch.name, str(binary)], capture_output=True, check=False
-        ).returncode:
+        if (
+            strip
+            and not subprocess.run(
+                [strip, "-o", scratch.name, str(binary)], capture_output=True, check=False
+            ).returncode
+        ):
             return Path(scratch.name).read_bytes()
     return binary.read_bytes()
 
@@ -168,9 +184,9 @@ def build() -> bytes:
     extensions = STDLIB / "lib-dynload"
     binaries += sorted(p for p in extensions.glob("*.so") if not UNUSED_SO.match(p.name))
     for binary in binaries:
-        for name in [binary, *_libraries(binary)]:
-            if str(name).lstrip("/") not in archive.known:
-                archive.file(str(name), _stripped(name.resolve()), 0o755)
+        for part in [binary, *_libraries(binary)]:
+            if str(part).lstrip("/") not in archive.known:
+                archive.file(str(part), _stripped(part.resolve()), 0o755)
     for source in _modules(STDLIB):
         archive.file(str(source) + "c", _bytecode(source))
     for package in PACKAGES:

@@ -47,7 +47,9 @@ def inspect(path: Path, name: str = "", build: Path | None = None) -> Kernel:
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
     if head[:4] == b"\x7fELF":
-        raise UserError(f"{path} is an ELF file (vmlinux?): give the bzImage (arch/x86/boot/bzImage)")
+        raise UserError(
+            f"{path} is an ELF file (vmlinux?): give the bzImage (arch/x86/boot/bzImage)"
+        )
     if len(head) < 0x260 or head[MAGIC_AT : MAGIC_AT + 4] != b"HdrS":
         raise UserError(f"{path} is not an x86 Linux kernel image (bzImage)")
     sectors = head[SECTS_AT] or 4

@@ -3,8 +3,8 @@
 
 Collection is pytest's. For each item the runtest protocol is replaced: the item's id goes to a
 guest, and the reports that come back are emitted as if the test had run here, so that selection,
-``-x``, ``--lf``, ``--junitxml``, ``--durations`` and pytest-xdist work unchanged. No test body and no
-fixture runs on the host.
+``-x``, ``--lf``, ``--junitxml``, ``--durations`` and pytest-xdist work unchanged. No test body and
+no fixture runs on the host.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 from _pytest.reports import TestReport
 
-from vm import accel, build, dispatch, outcome, qemu, snapshot, suite, verdict
-from vm.errors import LostVM, UserError
+from vm import accel, build, dispatch, outcome, qemu, results, snapshot, suite, verdict
+from vm.errors import INCONCLUSIVE, LostVM, UserError
 from vm.kernel import Kernel
 from vm.outcome import Crash
 from vm.profiles import PROFILES, Profile
@@ -41,12 +41,35 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="auto",
         help="acceleration; auto (the default) finds out what works here",
     )
+    group.addoption("--json", metavar="FILE", help="write the verdict to FILE as data")
+    group.addoption(
+        "--clause",
+        action="append",
+        metavar="ID",
+        help="run only the tests of this clause of the contract; may be repeated",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    verdict.register(config)
+    if not hasattr(config, "workerinput"):
+        config.pluginmanager.register(results.Results(config), results.NAME)
     if config.getoption("--kernel"):
         config.pluginmanager.register(Guests(config), "oomtest-guests")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    wanted = config.getoption("--clause")
+    if not wanted:
+        return
+    unknown = set(wanted) - set(verdict.clauses())
+    if unknown:
+        raise pytest.UsageError(f"--clause {', '.join(sorted(unknown))}: no such clause")
+
+    def asked(item: pytest.Item) -> bool:
+        return any(mark.args[0] in wanted for mark in item.iter_markers("clause"))
+
+    config.hook.pytest_deselected(items=[item for item in items if not asked(item)])
+    items[:] = filter(asked, items)
 
 
 class Guests:
@@ -73,6 +96,7 @@ class Guests:
         """
         if self.config.option.collectonly:
             return
+        collector: results.Results | None = self.config.pluginmanager.getplugin(results.NAME)
         try:
             self.kernel = build.resolve(self.config.getoption("--kernel"), self.say)
             self.accel = accel.choose(self.config.getoption("--accel"), self.kernel.image)
@@ -80,18 +104,17 @@ class Guests:
             self.suite = suite.pack(ROOT, self._wanted(), limit)
             facts = self._snapshot(PROFILES["default"]).facts()
         except UserError as error:
-            verdict.abort(self.config, str(error))
+            if collector is not None and error.exit_code == INCONCLUSIVE:
+                collector.give_up(self.config.getoption("--kernel"), str(error))
             pytest.exit(str(error), returncode=error.exit_code)
-        collector = self.config.pluginmanager.getplugin("oomtest-verdict")
-        collector.describe(
-            self.kernel.name,
-            release=facts["release"],
-            image=str(self.kernel.image),
-            accel=self.accel.name,
-            accel_reason=self.accel.reason,
-            qemu=qemu.version(),
-            machine=f"2 vCPUs, {qemu.MEMORY_MIB} MiB",
-        )
+        if collector is not None:
+            collector.describe(
+                self.kernel.name,
+                release=facts["release"],
+                how=f"QEMU {qemu.version()}, {self.accel.name} ({self.accel.reason})",
+                machine=f"2 vCPUs, {qemu.MEMORY_MIB} MiB",
+                image=str(self.kernel.image),
+            )
 
     def pytest_report_header(self) -> list[str]:
         if not self.snapshots:
@@ -106,7 +129,14 @@ class Guests:
         found = [(self.config.invocation_params.dir / path).resolve() for path in paths]
         wanted = [path for path in found if path.exists() and not path.is_relative_to(HARNESS)]
         whole = ROOT / "tests" / "contract"
-        return [whole, *(path for path in wanted if not path.is_relative_to(whole) and path not in whole.parents)]
+        return [
+            whole,
+            *(
+                path
+                for path in wanted
+                if not path.is_relative_to(whole) and path not in whole.parents
+            ),
+        ]
 
     def _snapshot(self, profile: Profile) -> snapshot.Snapshot:
         if profile.name not in self.snapshots:
@@ -128,7 +158,9 @@ class Guests:
         return True if self._mine(item) else None
 
     @pytest.hookimpl(tryfirst=True)
-    def pytest_runtest_protocol(self, item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
+    def pytest_runtest_protocol(
+        self, item: pytest.Item, nextitem: pytest.Item | None
+    ) -> bool | None:
         if not self._mine(item):
             return None
         item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)

@@ -124,14 +124,17 @@ class Machine:
         """
         qmp, qmp_far = socket.socketpair()
         line, line_far = socket.socketpair()
-        console = tempfile.TemporaryFile()
+        console = tempfile.TemporaryFile()  # noqa: SIM115  lives as long as the machine
         fds = [qmp_far.fileno(), line_far.fileno(), console.fileno()]
         # Debian's util-linux is essential, so setpriv is there; it needs no code of ours to run
         # between fork and exec.
         command = [
             *("setpriv", "--pdeathsig", "KILL", binary(), *spec.hardware()),
-            *("-object", f"memory-backend-file,id=ram,size={MEMORY_MIB}M,mem-path={memory},"
-              f"share={'on' if share else 'off'}"),
+            *(
+                "-object",
+                f"memory-backend-file,id=ram,size={MEMORY_MIB}M,mem-path={memory},"
+                f"share={'on' if share else 'off'}",
+            ),
             *("-chardev", f"socket,id=qmp,fd={fds[0]}", "-mon", "chardev=qmp,mode=control"),
             *("-chardev", f"file,id=console,path=/dev/fd/{fds[2]}", "-serial", "chardev:console"),
             *("-chardev", f"socket,id=line,fd={fds[1]}", "-serial", "chardev:line"),
@@ -174,7 +177,7 @@ class Machine:
                 await self.qmp.execute("migrate-incoming", {"uri": f"fd:{state}"})
                 status = ""
                 while status != "completed":
-                    event = await asyncio.wait_for(progress.get(), 30)
+                    event: Any = await asyncio.wait_for(progress.get(), 30)
                     status = event["data"]["status"]
                     if status == "failed":
                         raise LostVM(f"the snapshot did not load: {self.complaint()}")

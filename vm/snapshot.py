@@ -201,7 +201,9 @@ async def prepare(
     with cache.locked(f"snapshot-{key}"):
         if not (target / "state").exists():
             with _scratch(base) as scratch:
-                await _make(kernel, Snapshot(base, spec), Snapshot(target, spec), suite, scratch, say)
+                await _make(
+                    kernel, Snapshot(base, spec), Snapshot(target, spec), suite, scratch, say
+                )
             _prune(target.parent)
     os.utime(target)
     return Snapshot(target, spec)

@@ -77,8 +77,7 @@ def _debian(series: str, say: Say) -> Source:
         if older:
             return Source(f"debian-{series}-{older[-1].name[:-7].rpartition('_')[2]}", older[-1])
         raise UserError(
-            f"apt knows no {package}: run apt-get update as root, "
-            "or give --source DIR or a tarball"
+            f"apt knows no {package}: run apt-get update as root, or give --source DIR or a tarball"
         )
     tarball = kept / f"{package}_{version}.tar.xz"
     with cache.locked(f"source-{series}"):
@@ -197,6 +196,13 @@ class Tree:
         left = [n for n in sorted(wanted) if wanted[n] != self._original(n)]
         (self.home / "patched").write_text("\n".join(left))
 
+    def check(self, patches: Sequence[Path]) -> None:
+        """See whether these patches apply to the source; the tree is left alone.
+
+        :raises UserError: if one does not.
+        """
+        self._patch_aside(patches)
+
     def _patch_aside(self, patches: Sequence[Path]) -> dict[str, bytes | None]:
         """Apply the patches to copies of the files that they touch."""
         names: set[str] = set()
@@ -231,6 +237,15 @@ class Tree:
         elif not target.exists() or target.read_bytes() != content:
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(content)
+
+
+def check_readable(patches: Sequence[Path]) -> None:
+    """See whether there are such patches, before anything takes minutes.
+
+    :raises UserError: if one cannot be read, or names no file.
+    """
+    for path in patches:
+        list(_touched(path))
 
 
 def _touched(patch: Path) -> Iterator[str]:

@@ -153,9 +153,7 @@ def test_memcg_oom_by_kernel_memory_does_not_signal_root(
 
 @pytest.mark.clause("N3")
 @pytest.mark.parametrize("below", [False, True], ids=["in root", "below root"])
-def test_sysrq_does_not_signal_root(
-    root: Memcg, memcg: Make, listen: Listen, below: bool
-) -> None:
+def test_sysrq_does_not_signal_root(root: Memcg, memcg: Make, listen: Listen, below: bool) -> None:
     home = memcg() if below else root
     listener = listen(root, "root")
     sysrq_kill(home)

@@ -21,8 +21,6 @@ import _pytest.assertion.rewrite
 import _pytest.junitxml
 import cgroupspy
 import pytest
-import pytest_timeout
-
 from oomtest_guest import init
 
 SUITE = "/suite"

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Collects how tests ended, and ends the session with a verdict on each kernel."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from vm import cache
+from vm.verdict import INCONCLUSIVE, Answer, Judgement, Row, clauses, judge
+
+NAME = "oomtest-results"
+STYLES = {"kept": "green", "broken": "bold red", "silent": "red", "deviates": "yellow"}
+WORST = ("passed", "skipped")  # better than any other state, in this order
+
+
+def reason(report: pytest.TestReport) -> str:
+    """Why a test did not pass, in one line."""
+    longrepr: Any = report.longrepr
+    if isinstance(longrepr, tuple):
+        text = str(longrepr[2])
+    elif hasattr(longrepr, "reprcrash") and longrepr.reprcrash is not None:
+        text = str(longrepr.reprcrash.message)
+    else:
+        text = str(longrepr or "")
+    first = (text.strip().splitlines() or [""])[0]
+    for prefix in ("Skipped: ", "AssertionError: ", "helpers.evidence.Silent: ", "Failed: "):
+        first = first.removeprefix(prefix)
+    return first
+
+
+class Results:
+    """Gathers answers, by kernel; prints and writes the verdicts at the end.
+
+    :ivar judgements: by kernel, once the session is finished.
+    """
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.config = config
+        self.contract = clauses()
+        self.answers: dict[str, dict[str, Answer]] = {}
+        self.facts: dict[str, dict[str, str]] = {}
+        self.judgements: dict[str, Judgement] = {}
+
+    def describe(self, kernel: str, **facts: str) -> None:
+        """Remember how a kernel is run."""
+        self.facts[kernel] = facts
+        self.answers.setdefault(kernel, {})
+
+    def give_up(self, kernel: str, why: str) -> None:
+        """A kernel that cannot be asked at all."""
+        nothing = judge([], self.contract)
+        self.judgements[kernel] = Judgement(INCONCLUSIVE, why, (), nothing.rows)
+        self.facts.setdefault(kernel, {})
+        self._write()
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        said = {str(name): value for name, value in report.user_properties}
+        if "clause" not in said:
+            return
+        kernel = str(said.get("kernel", "here"))
+        state = str(said.get("outcome", report.outcome))
+        known = self.answers.setdefault(kernel, {}).get(report.nodeid)
+        seconds = report.duration + (known.seconds if known else 0.0)
+        if known and (report.passed or known.state not in WORST):
+            state, detail = known.state, known.detail
+        else:
+            detail = "" if report.passed else reason(report)
+        answer = Answer(report.nodeid, str(said["clause"]), state, detail, round(seconds, 3))
+        self.answers[kernel][report.nodeid] = answer
+
+    def pytest_sessionfinish(self) -> None:
+        if self.config.getoption("--here"):
+            self.facts["here"] = {"release": os.uname().release, "how": "in place"}
+        for kernel, answers in self.answers.items():
+            if kernel in self.facts and kernel not in self.judgements:
+                self.judgements[kernel] = judge(answers.values(), self.contract)
+        self._write()
+
+    def _write(self) -> None:
+        target = self.config.getoption("--json")
+        if target and self.judgements:
+            with cache.atomic(Path(target)) as scratch:
+                scratch.write_text(json.dumps(self.data(), indent=1) + "\n")
+                scratch.chmod(0o644)
+
+    def data(self) -> dict[str, Any]:
+        """The verdicts as data: what the JSON file holds, docs/REPORTS.md describes."""
+        return {
+            "format": 1,
+            "kernels": [
+                {
+                    "kernel": kernel,
+                    **self.facts[kernel],
+                    "verdict": judgement.verdict,
+                    "why": judgement.why,
+                    "clauses_named": judgement.named,
+                    "exit_code": judgement.exit_code,
+                    "clauses": [
+                        {
+                            **asdict(row.clause),
+                            **{k: v for k, v in vars(row).items() if k != "clause"},
+                        }
+                        for row in judgement.rows
+                    ],
+                    "tests": [asdict(one) for one in self.answers.get(kernel, {}).values()],
+                }
+                for kernel, judgement in self.judgements.items()
+            ],
+        }
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        for kernel, judgement in self.judgements.items():
+            how = ", ".join(f"{value}" for value in self.facts[kernel].values())
+            terminalreporter.section(f"contract: {kernel}")
+            terminalreporter.write_line(how)
+            terminalreporter.write(table(judgement.rows, terminalreporter._tw.fullwidth))
+        for kernel, judgement in self.judgements.items():
+            good = judgement.exit_code == 0
+            terminalreporter.write_line(f"{kernel}: {judgement.line}", green=good, red=not good)
+
+
+def table(rows: tuple[Row, ...], width: int, color: bool = False) -> str:
+    """The table of clauses as text."""
+    shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1), expand=False)
+    for column in ("clause", "level", "state", "tests"):
+        shown.add_column(column, no_wrap=True)
+    shown.add_column("what it says, or why not")
+    for row in rows:
+        count = f"{row.passed}/{row.total}" if row.total else "-"
+        style = STYLES.get(row.state, "dim")
+        shown.add_row(
+            row.clause.id, row.clause.level, row.state, count, row.detail or row.clause.text,
+            style=style,
+        )  # fmt: skip
+    buffer = io.StringIO()
+    Console(file=buffer, width=max(width, 60), force_terminal=color).print(shown)
+    return buffer.getvalue()

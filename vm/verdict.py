@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""From the outcomes of tests to a verdict on a kernel: data and pure functions."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+CLAUSES = Path(__file__).resolve().parent.parent / "tests" / "contract" / "clauses.toml"
+
+CONFORMS = "conforms"
+NOT_PATCHED = "not patched"
+VIOLATES = "violates"
+INCONCLUSIVE = "inconclusive"
+EXIT_CODES = {CONFORMS: 0, NOT_PATCHED: 1, VIOLATES: 1, INCONCLUSIVE: 125}
+
+# What a test's end says of the kernel. A worker or a QEMU that died by itself says nothing of it,
+# nor does an exception that is no judgement; a kernel that panicked, hangs or never comes back
+# from a test has answered.
+AGAINST = frozenset({"failed", "silent", "panic", "hang", "timeout"})
+NO_ANSWER = frozenset({"inconclusive", "unproven", "error", "lost", "worker-died"})
+
+
+@dataclass(frozen=True)
+class Clause:
+    """A clause of the contract.
+
+    :ivar level: ``must``, ``preserved`` or ``as-written``.
+    :ivar core: whether there is no verdict without an answer to it.
+    """
+
+    id: str
+    level: str
+    text: str
+    core: bool = False
+
+
+@dataclass(frozen=True)
+class Answer:
+    """How one test ended.
+
+    :ivar state: ``passed``, ``skipped``, or one of :data:`AGAINST` and :data:`NO_ANSWER`.
+    :ivar detail: why, in one line.
+    :ivar seconds: wall time.
+    """
+
+    test: str
+    clause: str
+    state: str
+    detail: str = ""
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is known of one clause.
+
+    :ivar state: ``kept``, ``broken``, ``deviates`` (as-written clauses), ``silent`` (broken in no
+        other way than by listeners on root that slept through a system OOM), ``no answer``
+        (asked in vain) or ``not asked``.
+    :ivar detail: why, in one line; empty if kept.
+    :ivar passed: how many of its tests.
+    :ivar total: of how many.
+    """
+
+    clause: Clause
+    state: str
+    detail: str
+    passed: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """The verdict on a kernel.
+
+    :ivar verdict: a key of :data:`EXIT_CODES`.
+    :ivar why: what follows it in the one line.
+    :ivar named: the clauses that are broken, or that want an answer.
+    """
+
+    verdict: str
+    why: str
+    named: tuple[str, ...]
+    rows: tuple[Row, ...]
+
+    @property
+    def exit_code(self) -> int:
+        """As ``./oomtest run`` ends."""
+        return EXIT_CODES[self.verdict]
+
+    @property
+    def line(self) -> str:
+        """The one line."""
+        return f"{self.verdict}: {self.why}" if self.why else self.verdict
+
+
+def clauses(path: Path = CLAUSES) -> dict[str, Clause]:
+    """The contract's clauses, in its order."""
+    return {name: Clause(name, **row) for name, row in tomllib.loads(path.read_text()).items()}
+
+
+def row(clause: Clause, answers: Sequence[Answer]) -> Row:
+    """Sum up what a clause's tests have said.
+
+    One test that speaks against the kernel outweighs any that pass, and one that passes outweighs
+    any that had no answer.
+    """
+    passed = sum(answer.state == "passed" for answer in answers)
+    against = [answer for answer in answers if answer.state in AGAINST]
+    unanswered = [answer for answer in answers if answer.state in NO_ANSWER]
+    if against:
+        told = [answer for answer in against if answer.state != "silent"] or against
+        broken = "deviates" if clause.level == "as-written" else "broken"
+        silent = all(answer.state == "silent" for answer in against) and not passed
+        return Row(clause, "silent" if silent else broken, told[0].detail, passed, len(answers))
+    if passed:
+        detail = (
+            f"{len(unanswered)} without an answer: {unanswered[0].detail}" if unanswered else ""
+        )
+        return Row(clause, "kept", detail, passed, len(answers))
+    if unanswered:
+        return Row(clause, "no answer", unanswered[0].detail, 0, len(answers))
+    detail = answers[0].detail if answers else "none of its tests was run"
+    return Row(clause, "not asked", detail, 0, len(answers))
+
+
+def judge(answers: Iterable[Answer], contract: Mapping[str, Clause]) -> Judgement:
+    """The verdict.
+
+    :param answers: how the tests on one kernel ended.
+    :param contract: as :func:`clauses` gives it; a clause without an answer counts as not asked.
+    """
+    of: dict[str, list[Answer]] = {name: [] for name in contract}
+    for answer in answers:
+        of[answer.clause].append(answer)
+    rows = tuple(row(contract[name], of[name]) for name in contract)
+    verdict, why, named = _decide(rows)
+    return Judgement(verdict, why, named, rows)
+
+
+def _ids(rows: Iterable[Row]) -> tuple[str, ...]:
+    return tuple(row.clause.id for row in rows)
+
+
+def _decide(rows: Sequence[Row]) -> tuple[str, str, tuple[str, ...]]:
+    binding = [row for row in rows if row.clause.level != "as-written"]
+    broken = [row for row in binding if row.state == "broken"]
+    silent = [row for row in binding if row.state == "silent"]
+    heard = [row for row in binding if row.clause.id.startswith("P") and row.passed]
+    missing = [row for row in rows if row.clause.core and row.state in {"no answer", "not asked"}]
+    if broken or (silent and heard):
+        wrong = [row for row in binding if row.state in {"broken", "silent"}]
+        first = f"{', '.join(_ids(wrong))} ({wrong[0].clause.id}: {wrong[0].detail})"
+        return VIOLATES, first, _ids(wrong)
+    if silent:
+        # Without the patch no listener on root can be shown to work, so that what asks for its
+        # silence has no answer; the clauses that need no such listener must have one.
+        asked = {row.clause.id for row in silent}
+        needed = [row for row in missing if row.clause.id not in {"N2", "N3"}]
+        if {"P1", "P2"} <= asked and not needed:
+            return NOT_PATCHED, "system OOMs are proven and no listener on root is signalled", ()
+        missing = needed or [row for row in rows if row.clause.id in {"P1", "P2"} - asked]
+    unanswered = [row for row in binding if row.state == "no answer" and row not in missing]
+    if missing or (unanswered and not silent):
+        wanting = [*missing, *unanswered]
+        detail = "; ".join(f"{row.clause.id}: {row.detail}" for row in wanting[:3])
+        more = f"; and {len(wanting) - 3} more" if len(wanting) > 3 else ""
+        return INCONCLUSIVE, detail + more, _ids(wanting)
+    deviating = _ids(row for row in rows if row.state in {"deviates", "silent"})
+    why = f"deviates in {', '.join(deviating)}" if deviating else ""
+    return CONFORMS, why, deviating
