@@ -170,8 +170,8 @@ def stuck(memcg: Callable[..., Memcg]) -> Iterator[Callable[..., Memcg]]:
     """Make a memcg that is stuck under OOM: its killer is disabled and a hog waits at its limit."""
     hogs = []
 
-    def make(parent: Memcg | None = None) -> Memcg:
-        child = memcg(parent)
+    def make(child: Memcg | None = None) -> Memcg:
+        child = child or memcg()
         hogs.append(triggers.blocked_hog(child))
         return child
 

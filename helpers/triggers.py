@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import signal
@@ -84,6 +85,60 @@ def system_oom(
         kmsg.close()
 
 
+def hog_at_limit(
+    memcg: Memcg,
+    within: Memcg | None = None,
+    limit: int = SMALL,
+    body: Callable[[], None] = lambda: hogs.touch(MUCH),
+    score: int = hogs.VICTIM,
+) -> Child:
+    """Have a child run into ``memcg``'s limit.
+
+    The limit is lifted until the child is ready, since starting it takes memory as well: what it
+    hits the limit with is ``body``.
+
+    :param memcg: gets the limit.
+    :param within: where the child lives, ``memcg`` or below.
+    :param limit: in bytes.
+    :param body: what the child does then.
+    :param score: its ``oom_score_adj``.
+    :raises Inconclusive: if the limit cannot be set.
+    """
+    memcg.limit(-1)
+    ready, go = os.pipe()
+
+    def held() -> None:
+        os.read(ready, 1)
+        body()
+
+    try:
+        hog = Child(held, within or memcg, score)
+        try:
+            _settle_limit(memcg, limit)
+        except BaseException:
+            hog.kill()
+            raise
+        os.write(go, b".")
+    finally:
+        os.close(ready)
+        os.close(go)
+    return hog
+
+
+def _settle_limit(memcg: Memcg, limit: int, seconds: float = 20.0) -> None:
+    """Set a limit, once what earlier victims held has been given back: that is EBUSY till then."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return memcg.limit(limit)
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            if time.monotonic() > deadline:
+                raise Inconclusive(f"{memcg}: in use beyond a limit of {limit} bytes") from None
+            time.sleep(0.01)
+
+
 def memcg_oom(
     memcg: Memcg,
     within: Memcg | None = None,
@@ -101,8 +156,7 @@ def memcg_oom(
     """
     kmsg = Kmsg()
     try:
-        memcg.limit(limit)
-        return _prove(Child(body, within or memcg), kmsg, memcg=True, what="memcg OOM")
+        return _prove(hog_at_limit(memcg, within, limit, body), kmsg, memcg=True, what="memcg OOM")
     finally:
         kmsg.close()
 
@@ -191,8 +245,7 @@ def blocked_hog(memcg: Memcg, limit: int = SMALL) -> Child:
     :raises Inconclusive: if the memcg does not get under OOM.
     """
     memcg.disable_killer()
-    memcg.limit(limit)
-    hog = Child(lambda: hogs.touch(MUCH), memcg, score=hogs.SPARED)
+    hog = hog_at_limit(memcg, limit=limit, score=hogs.SPARED)
     deadline = time.monotonic() + 30
     while not memcg.oom_control().under_oom:
         if time.monotonic() > deadline or not hog.alive():

@@ -31,7 +31,9 @@ def arguments(parser: argparse.ArgumentParser, default: str) -> None:
         metavar="KERNEL",
         help="an image's path, or SERIES/FLAVOUR (default: %(default)s)",
     )
-    parser.add_argument("-n", metavar="N", default="auto", help="tests at once (default: %(default)s)")
+    parser.add_argument(
+        "-n", metavar="N", default="auto", help="tests at once (default: %(default)s)"
+    )
 
 
 class _Exit:
