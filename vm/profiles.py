@@ -10,11 +10,13 @@ from dataclasses import dataclass
 class Profile:
     """A kind of machine.
 
+    :param free: MiB of memory that the tests find free.
     :param devices: further QEMU arguments.
     :param cmdline: further kernel parameters.
     """
 
     name: str
+    free: int = 56
     devices: tuple[str, ...] = ()
     cmdline: str = ""
 

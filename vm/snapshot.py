@@ -194,7 +194,7 @@ async def prepare(
     spec = qemu.Spec(kernel.image, archive, accel, profile.devices, profile.cmdline)
     key = _digest(
         _file_digest(kernel.image), archive.name, qemu.version(), qemu.CMDLINE, spec.cmdline,
-        *spec.hardware(),
+        *spec.hardware(), profile,
     )  # fmt: skip
     base = cache.cache_dir() / "snapshots" / f"{key}-base"
     target = base.with_name(f"{key}-{suite.key}")
@@ -202,7 +202,13 @@ async def prepare(
         if not (target / "state").exists():
             with _scratch(base) as scratch:
                 await _make(
-                    kernel, Snapshot(base, spec), Snapshot(target, spec), suite, scratch, say
+                    kernel,
+                    profile,
+                    Snapshot(base, spec),
+                    Snapshot(target, spec),
+                    suite,
+                    scratch,
+                    say,
                 )
             _prune(target.parent)
     os.utime(target)
@@ -211,6 +217,7 @@ async def prepare(
 
 async def _make(
     kernel: Kernel,
+    profile: Profile,
     base: Snapshot,
     target: Snapshot,
     suite: Suite,
@@ -230,7 +237,7 @@ async def _make(
             await _save(machine, memory, base.directory, facts)
             await machine.resume()
         say("collecting in the guest")
-        await machine.send(**suite.command())
+        await machine.send(**suite.command(), free=profile.free)
         await _await(machine, "collected", boot_limit(base.spec.accel))
         await _save(machine, memory, target.directory, facts)
     except (LostVM, TimeoutError) as error:

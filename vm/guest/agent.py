@@ -12,7 +12,10 @@ import base64
 import gc
 import io
 import json
+import mmap
 import os
+import re
+import signal
 import sys
 import tarfile
 from typing import Any
@@ -35,15 +38,45 @@ def commands(pipe: int) -> Any:
             yield json.loads(line)
 
 
+def ballast(keep: int) -> None:
+    """Take all of the guest's free memory but ``keep`` MiB, for good.
+
+    What a hog has to fill is most of what a system OOM costs when emulated. The ballast is a
+    process that sleeps, out of the OOM killer's reach, its memory locked.
+    """
+    done, tell = os.pipe()
+    if os.fork() == 0:
+        try:
+            if (
+                os.fork() == 0
+            ):  # PID 1's from now on: the worker has no child that a test might meet
+                free = re.search(r"^MemFree: *(\d+) kB", init.read("/proc/meminfo"), re.MULTILINE)
+                size = (int(free[1]) >> 10) - keep if free else 0
+                flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
+                held = mmap.mmap(-1, size << 20, flags=flags) if size > 0 else None
+                init.harden()  # afterwards: what is locked on fault is not populated
+                os.write(tell, b".")
+                while held is None or held:
+                    signal.pause()
+        finally:
+            os._exit(0)
+    os.close(tell)
+    os.wait()
+    os.read(done, 1)
+    os.close(done)
+
+
 class Agent:
     """A pytest plugin that turns the session into a server of single tests.
 
     :param port: the descriptor of the line to the host.
     :param asked: the iterator over the host's commands.
+    :param free: MiB of memory to leave to the tests.
     """
 
-    def __init__(self, port: int, asked: Any) -> None:
+    def __init__(self, port: int, asked: Any, free: int) -> None:
         self.port = port
+        self.free = free
         self.asked = asked
         self.config: pytest.Config | None = None
 
@@ -59,6 +92,7 @@ class Agent:
         items = {item.nodeid: item for item in session.items}
         gc.collect()
         gc.freeze()
+        ballast(self.free)
         init.say(self.port, "collected", ids=list(items))
         for command in self.asked:
             item = items.get(command["id"])
@@ -101,5 +135,5 @@ def serve(port: int, pipe: int) -> None:
     os.dup2(sink, 2)
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     options = ["--rootdir=" + SUITE, "-c", SUITE + "/guest.ini", "-p", "pytest_timeout"]
-    pytest.main([*command["args"], *options], plugins=[Agent(port, asked)])
+    pytest.main([*command["args"], *options], plugins=[Agent(port, asked, command["free"])])
     init.say(port, "fault", text=os.pread(sink, 1 << 16, 0).decode(errors="replace"))
