@@ -15,7 +15,7 @@ from helpers.triggers import fence, memcg_oom, system_oom
 # no less right, so the wait for one that is still missing is long, and the wait for silence adds
 # a little to the fence.
 PATIENCE = 5.0
-SETTLE = 0.3
+SETTLE = 0.15
 
 
 def fires(*listeners: Listener) -> list[int]:

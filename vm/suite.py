@@ -15,7 +15,8 @@ from typing import Any
 
 from vm.errors import UserError
 
-SHIPPED = ("conftest.py", "helpers", "tests/contract")
+REHEARSAL = "tests/rehearsal.py"
+SHIPPED = ("conftest.py", "helpers", "tests/contract", REHEARSAL)
 SKIPPED_DIRS = frozenset({"__pycache__", "kmod"})
 
 
@@ -73,7 +74,7 @@ def pack(root: Path, wanted: Iterable[Path], timeout: float) -> Suite:
         ini = f"[pytest]\ntimeout = {timeout:g}\naddopts = --here --allow-system-oom\n"
         _add(tar, "guest.ini", ini.encode())
     packed = zlib.compress(buffer.getvalue(), 9, wbits=31)
-    return Suite(packed, tuple(str(path.relative_to(root)) for path in wanted))
+    return Suite(packed, (REHEARSAL, *(str(path.relative_to(root)) for path in wanted)))
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
