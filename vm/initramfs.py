@@ -101,6 +101,11 @@ class Archive:
         self.known.add(name)
         self._entry(name, stat.S_IFREG | mode, data)
 
+    def link(self, name: str, target: str) -> None:
+        """Add a symbolic link."""
+        self.parents(name)
+        self._entry(name, stat.S_IFLNK | 0o777, target.encode())
+
     def directory(self, name: str) -> None:
         """Add an empty directory."""
         self.parents(name.lstrip("/") + "/x")
@@ -117,7 +122,8 @@ class Archive:
         return data + bytes(-len(data) % 512)
 
 
-def _interpreter() -> Path:
+def interpreter() -> Path:
+    """The real binary behind the one that runs this, virtual environments looked through."""
     return Path(sys._base_executable).resolve()  # type: ignore[attr-defined]
 
 
@@ -179,7 +185,7 @@ def build() -> bytes:
         archive.directory(directory)
     for name, (mode, major, minor) in NODES.items():
         archive.node(f"dev/{name}", mode, major, minor)
-    python = _interpreter()
+    python = interpreter()
     binaries = [python]
     extensions = STDLIB / "lib-dynload"
     binaries += sorted(p for p in extensions.glob("*.so") if not UNUSED_SO.match(p.name))
@@ -214,7 +220,7 @@ def path() -> Path:
 
     :raises UserError: as :func:`build`, or if the cache's disk is full.
     """
-    inputs = hashlib.sha256(f"{sys.version}{_interpreter()}{STDLIB}".encode())
+    inputs = hashlib.sha256(f"{sys.version}{interpreter()}{STDLIB}".encode())
     for source in [*sorted(HERE.glob("guest/*.py")), Path(__file__)]:
         inputs.update(source.read_bytes())
     for source in map(_origin, PACKAGES):

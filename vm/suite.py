@@ -41,7 +41,8 @@ class Suite:
         return {"suite": base64.b64encode(self.payload).decode(), "args": list(self.args)}
 
 
-def _files(root: Path, extra: Iterable[Path]) -> list[Path]:
+def files(root: Path, extra: Iterable[Path]) -> list[Path]:
+    """What is sent: the project's own part and what was asked for besides, sorted."""
     found: set[Path] = set()
     for top in [*(root / name for name in SHIPPED), *extra]:
         inside = [top] if top.is_file() else top.rglob("*")
@@ -69,7 +70,7 @@ def pack(root: Path, wanted: Iterable[Path], timeout: float) -> Suite:
             raise UserError(f"{path} is outside of {root}: tests are sent to the guest from there")
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar:
-        for path in _files(root, wanted):
+        for path in files(root, wanted):
             _add(tar, str(path.relative_to(root)), path.read_bytes())
         ini = f"[pytest]\ntimeout = {timeout:g}\naddopts = --here --allow-system-oom\n"
         _add(tar, "guest.ini", ini.encode())

@@ -99,8 +99,8 @@ class Agent:
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         rehearsal = [item for item in session.items if item.path.name == REHEARSAL]
         items = {item.nodeid: item for item in session.items if item not in rehearsal}
-        for item in rehearsal:
-            for report in runtestprotocol(item, log=False, nextitem=None):
+        for rehearsed in rehearsal:
+            for report in runtestprotocol(rehearsed, log=False, nextitem=None):
                 self.config.hook.pytest_report_to_serializable(config=self.config, report=report)
         gc.collect()
         gc.freeze()
