@@ -51,7 +51,7 @@ def _probe(kernel: Path, cpu: str = "host") -> str:
     if done.returncode == 0 and "Kernel panic" in done.stdout:
         return ""
     last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-    return f"/dev/kvm does not run a guest: {last}"
+    return f"/dev/kvm does not run a guest: {last.rpartition(': ')[2]}"
 
 
 def _remembered() -> Path:

@@ -16,7 +16,6 @@ from vm.errors import INCONCLUSIVE, UserError
 from vm.kernel import Kernel, inspect
 from vm.source import Say, Source, Tree, check_readable, find, version
 
-CONFIGS = Path(__file__).parent / "configs"
 NAME = re.compile(r"^(\d+\.\d+)/([a-z-]+)$")
 STEP = re.compile(r"^  (?:CC|AS|LD|AR)\s+(?:\[M\]\s+)?(\S+)")
 # The same input gives the same image.
@@ -88,7 +87,7 @@ def build_kernel(
                 say(f"the patch goes {what} the project's port (--flavour says otherwise)")
         chosen = series.flavour(flavour)
         found = version(tree.path)
-        fragments = [CONFIGS / name for name in ("base.config", *chosen.fragments)]
+        fragments = series.fragments(chosen, found)
         patches = [*series.ports(chosen, found), *patches]
         key = _key(source, fragments, patches)
         if not source.fixed or not _image(key).exists():
@@ -168,9 +167,10 @@ def dropped(wanted: str, config: str) -> list[str]:
     for line in wanted.splitlines():
         match = re.match(r"(CONFIG_\w+)=(\S+)(\s+# if known)?", line)
         if match:
+            asked[match[1]] = match[2]
             known = re.search(rf"^(?:# )?{match[1]}[= ]", config, re.MULTILINE)
-            if not match[3] or known:
-                asked[match[1]] = match[2]
+            if match[3] and not known:
+                del asked[match[1]]
     has = dict(re.findall(r"^(CONFIG_\w+)=(.*)$", config, re.MULTILINE))
     return [f"{name}={value}" for name, value in asked.items() if has.get(name, "n") != value]
 

@@ -11,12 +11,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from vm import bench, build, cache, contract, doctor, series, shell
-from vm.errors import USAGE, UserError
+from vm.errors import INTERRUPTED, USAGE, UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 DEFAULT = "6.1/reference"
 KERNEL_HELP = "an image's path, or SERIES/FLAVOUR, built if it is not cached (default: %(default)s)"
-INTERRUPTED = 130
 
 EPILOG = f"""\
 Without a verb: run, on {DEFAULT}.

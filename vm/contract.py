@@ -5,16 +5,17 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
-from vm.errors import INCONCLUSIVE
+from vm.errors import INCONCLUSIVE, INTERRUPTED, USAGE, UserError
 from vm.results import NAME, Results
+from vm.verdict import EXIT_CODES, Judgement
 
 ROOT = Path(__file__).resolve().parent.parent
-EXIT_CODES = """\
+HELP = """\
 Exit codes: 0 conforms, 1 violates or not patched, 125 inconclusive, 2 wrong usage, 130 interrupted.
 Further arguments are pytest's: -k P1, -x, --junitxml FILE, --durations 10, -v, a test's id ...
 """
@@ -22,14 +23,22 @@ Further arguments are pytest's: -k P1, -x, --junitxml FILE, --durations 10, -v, 
 
 def arguments(parser: argparse.ArgumentParser, default: str) -> None:
     """Declare what the verb takes; all else is left to pytest."""
-    parser.epilog = EXIT_CODES
+    parser.epilog = HELP
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.usage = "oomtest run [--kernel KERNEL] [PYTEST ARGUMENTS]"
+    parser.usage = "oomtest run [--kernel KERNEL]... [--expect VERDICT]... [PYTEST ARGUMENTS]"
     parser.add_argument(
         "--kernel",
-        default=default,
+        action="append",
         metavar="KERNEL",
-        help="an image's path, or SERIES/FLAVOUR (default: %(default)s)",
+        help=f"an image's path, or SERIES/FLAVOUR; may be repeated (default: {default})",
+    )
+    parser.set_defaults(default=default)
+    parser.add_argument(
+        "--expect",
+        action="append",
+        choices=list(EXIT_CODES),
+        metavar="VERDICT",
+        help="exit with 0 if this is the verdict and with 1 if not; one for each --kernel",
     )
     parser.add_argument(
         "-n", metavar="N", default="auto", help="tests at once (default: %(default)s)"
@@ -37,7 +46,13 @@ def arguments(parser: argparse.ArgumentParser, default: str) -> None:
 
 
 class _Exit:
-    """Has pytest end with the verdict's exit code."""
+    """Has pytest end with the verdict's exit code.
+
+    :param expected: verdicts, kernel by kernel; empty if none in particular is expected.
+    """
+
+    def __init__(self, expected: Sequence[str]) -> None:
+        self.expected = expected
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> Iterator[None]:
@@ -45,29 +60,49 @@ class _Exit:
         results: Results | None = session.config.pluginmanager.getplugin(NAME)
         finished = session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
         if finished and results is not None:
-            codes = [judgement.exit_code for judgement in results.judgements.values()]
-            session.exitstatus = max(codes, key=(0, INCONCLUSIVE, 1).index, default=INCONCLUSIVE)
+            session.exitstatus = self.code(list(results.judgements.values()))
         return result
+
+    def code(self, judgements: Sequence[Judgement]) -> int:
+        """The exit code: the worst of all."""
+        if self.expected:
+            return int([judgement.verdict for judgement in judgements] != list(self.expected))
+        codes = [judgement.exit_code for judgement in judgements]
+        return max(codes, key=(0, INCONCLUSIVE, 1).index, default=INCONCLUSIVE)
 
 
 def main(given: argparse.Namespace) -> int:
     """Run it.
 
-    :param given: ``kernel``, ``n`` and pytest's further arguments in ``pytest``.
+    :param given: ``kernel``, ``expect``, ``n``, and pytest's further arguments in ``pytest``.
+    :raises UserError: if there is not one expected verdict for each kernel.
     """
+    kernels = given.kernel or [given.default]
+    expected = given.expect or []
+    if expected and len(expected) != len(kernels):
+        raise UserError("run: give --expect once for each --kernel, in the same order")
     workers = str(os.cpu_count() or 1) if given.n == "auto" else given.n
-    options = ["--kernel", given.kernel, "-c", str(ROOT / "pyproject.toml"), "-q"]
-    options += ["--rootdir", str(ROOT), "-n", workers, "-p", "no:cacheprovider"]
+    options = [
+        "-c",
+        str(ROOT / "pyproject.toml"),
+        "--rootdir",
+        str(ROOT),
+        "-q",
+        "-n",
+        workers,
+        "--tb=short",
+    ]
+    options += ["-p", "no:cacheprovider", *(f"--kernel={name}" for name in kernels)]
     further = [argument for argument in given.pytest if argument != "--"]
-    tests = [argument for argument in further if _is_test(argument)]
-    if not tests:
+    if not any(_is_test(argument) for argument in further):
         further.append(str(ROOT / "tests" / "contract"))
-    code = int(pytest.main([*options, *further], plugins=[_Exit()]))
-    if code == pytest.ExitCode.INTERRUPTED:
-        return 130
-    if code == pytest.ExitCode.INTERNAL_ERROR:
-        return INCONCLUSIVE
-    return 2 if code in (pytest.ExitCode.USAGE_ERROR, pytest.ExitCode.NO_TESTS_COLLECTED) else code
+    code = int(pytest.main([*options, *further], plugins=[_Exit(expected)]))
+    return {
+        pytest.ExitCode.INTERRUPTED: INTERRUPTED,
+        pytest.ExitCode.INTERNAL_ERROR: INCONCLUSIVE,
+        pytest.ExitCode.USAGE_ERROR: USAGE,
+        pytest.ExitCode.NO_TESTS_COLLECTED: USAGE,
+    }.get(pytest.ExitCode(code) if code in range(6) else pytest.ExitCode.OK, code)
 
 
 def _is_test(argument: str) -> bool:

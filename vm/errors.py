@@ -5,6 +5,7 @@ from __future__ import annotations
 
 USAGE = 2
 INCONCLUSIVE = 125
+INTERRUPTED = 130
 
 
 class UserError(Exception):

@@ -18,22 +18,24 @@ from typing import Any
 import pytest
 from _pytest.reports import TestReport
 
-from vm import accel, build, dispatch, outcome, qemu, results, snapshot, suite, verdict
+from vm import dispatch, outcome, results, snapshot, verdict
 from vm.errors import INCONCLUSIVE, LostVM, UserError
-from vm.kernel import Kernel
 from vm.outcome import Crash
-from vm.profiles import PROFILES, Profile
+from vm.target import Target
 
 ROOT = Path(__file__).resolve().parent.parent
 HARNESS = ROOT / "tests" / "harness"
+KERNELS = "oomtest_kernels"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("kernel under test")
     group.addoption(
         "--kernel",
+        action="append",
         metavar="KERNEL",
-        help="run the tests in QEMU guests of this kernel: an image, or SERIES/FLAVOUR",
+        help="run the tests in QEMU guests of this kernel: an image, or SERIES/FLAVOUR; "
+        "may be repeated",
     )
     group.addoption(
         "--accel",
@@ -72,119 +74,176 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = filter(asked, items)
 
 
+class OnKernel(pytest.Item):
+    """An item again, with the kernel in its id; it never runs on the host.
+
+    :param item: what was collected.
+    :param kernel: the kernel's name.
+    """
+
+    def __init__(self, *, item: pytest.Item, kernel: str, **further: Any) -> None:
+        super().__init__(name=f"{item.name}[{kernel}]", **further)
+        self.item = item
+        self.own_markers = list(item.own_markers)
+        self.extra_keyword_matches = {*item.extra_keyword_matches, kernel}
+        self.user_properties = list(item.user_properties)
+
+    def runtest(self) -> None:
+        raise NotImplementedError("tests run in guests")
+
+    def reportinfo(self) -> Any:
+        """Where the test stands in its file."""
+        return self.item.reportinfo()
+
+
 class Guests:
-    """Sends tests into guests of one kernel."""
+    """Sends tests into guests of one kernel or of several."""
 
     def __init__(self, config: pytest.Config) -> None:
         self.config = config
         self.dispatcher = dispatch.Dispatcher()
-        self.snapshots: dict[str, snapshot.Snapshot] = {}
-        self.kernel: Kernel
-        self.accel: accel.Accel
-        self.suite: suite.Suite
+        self.targets: dict[str, Target] = {}
+        self.routes: dict[str, tuple[Target, str]] = {}
 
     def say(self, line: str) -> None:
         """Progress, unless this is an xdist worker, whose terminal is nobody's."""
         if not hasattr(self.config, "workerinput"):
             print(f"oomtest: {line}", file=sys.stderr, flush=True)
 
+    def _kernels(self) -> list[str]:
+        """What was asked for; an xdist worker is told what of it the controller found fit."""
+        told = getattr(self.config, "workerinput", {}).get(KERNELS)
+        return list(dict.fromkeys(told or self.config.getoption("--kernel")))
+
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionstart(self) -> None:
-        """Have the kernel and the default machine ready before anything is collected.
+        """Have the kernels and the default machines ready before anything is collected.
 
         On xdist's controller too, so that the workers find it done and an error is told once.
         """
         if self.config.option.collectonly:
             return
-        collector: results.Results | None = self.config.pluginmanager.getplugin(results.NAME)
-        try:
-            self.kernel = build.resolve(self.config.getoption("--kernel"), self.say)
-            self.accel = accel.choose(self.config.getoption("--accel"), self.kernel.image)
-            limit = dispatch.TEST * snapshot.scale(self.accel.name)
-            self.suite = suite.pack(ROOT, self._wanted(), limit)
-            facts = self._snapshot(PROFILES["default"]).facts()
-        except UserError as error:
-            if collector is not None and error.exit_code == INCONCLUSIVE:
-                collector.give_up(self.config.getoption("--kernel"), str(error))
+        for name in self._kernels():
+            try:
+                target = Target(
+                    name,
+                    self.config.getoption("--accel"),
+                    self._wanted(),
+                    self.dispatcher,
+                    self.say,
+                )
+            except UserError as error:
+                self._unfit(name, error)
+                continue
+            self.targets[name] = target
+            collector = self._collector()
+            if collector is not None:
+                collector.describe(name, **target.describe())
+        if not self.targets:
+            pytest.exit("no kernel can be asked", returncode=INCONCLUSIVE)
+
+    def _collector(self) -> results.Results | None:
+        found: results.Results | None = self.config.pluginmanager.getplugin(results.NAME)
+        return found
+
+    def _unfit(self, name: str, error: UserError) -> None:
+        """Leave out a kernel that has no answer to give, unless it is the only one."""
+        collector = self._collector()
+        if collector is not None and error.exit_code == INCONCLUSIVE:
+            collector.give_up(name, str(error))
+        if error.exit_code != INCONCLUSIVE or len(self._kernels()) == 1:
             pytest.exit(str(error), returncode=error.exit_code)
-        if collector is not None:
-            collector.describe(
-                self.kernel.name,
-                release=facts["release"],
-                how=f"QEMU {qemu.version()}, {self.accel.name} ({self.accel.reason})",
-                machine=f"2 vCPUs, {qemu.MEMORY_MIB} MiB",
-                image=str(self.kernel.image),
-            )
+        self.say(str(error))
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_configure_node(self, node: Any) -> None:
+        """Tell an xdist worker what it needs."""
+        node.workerinput[KERNELS] = list(self.targets)
 
     def pytest_report_header(self) -> list[str]:
-        if not self.snapshots:
-            return []
-        release = self.snapshots["default"].facts()["release"]
-        how = f"{self.accel.name} ({self.accel.reason})"
-        return [f"kernel: {self.kernel.name} ({release}), QEMU {qemu.version()}, {how}"]
+        told = ((name, target.describe()) for name, target in self.targets.items())
+        return [f"kernel: {name} ({facts['release']}), {facts['how']}" for name, facts in told]
 
     def _wanted(self) -> list[Path]:
         """The test files and directories that were asked for and can run in a guest."""
         paths = [Path(arg.partition("::")[0]) for arg in self.config.args]
         found = [(self.config.invocation_params.dir / path).resolve() for path in paths]
-        wanted = [path for path in found if path.exists() and not path.is_relative_to(HARNESS)]
         whole = ROOT / "tests" / "contract"
-        return [
-            whole,
-            *(
-                path
-                for path in wanted
-                if not path.is_relative_to(whole) and path not in whole.parents
-            ),
+        inside = {whole, *whole.parents}
+        return [whole] + [
+            path
+            for path in found
+            if path.exists()
+            and path not in inside
+            and not path.is_relative_to(whole)
+            and not path.is_relative_to(HARNESS)
         ]
 
-    def _snapshot(self, profile: Profile) -> snapshot.Snapshot:
-        if profile.name not in self.snapshots:
-            self.snapshots[profile.name] = self.dispatcher.wait(
-                snapshot.prepare(self.kernel, profile, self.accel.name, self.suite, self.say)
-            )
-        return self.snapshots[profile.name]
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        """Route every item to its kernel; with several, each item becomes one for each."""
+        if not self.targets:  # only collecting
+            return
+        routed: list[pytest.Item] = []
+        for item in items:
+            if item.path.is_relative_to(HARNESS):
+                routed.append(item)
+                continue
+            for target in self.targets.values():
+                one = item
+                if len(self.targets) > 1:
+                    assert item.parent is not None
+                    one = OnKernel.from_parent(item.parent, item=item, kernel=target.name)
+                self.routes[one.nodeid] = (target, item.nodeid)
+                routed.append(one)
+        order = list(self.targets)
+        items[:] = sorted(
+            routed,
+            key=lambda one: (
+                order.index(self.routes[one.nodeid][0].kernel.name)
+                if one.nodeid in self.routes
+                else -1
+            ),
+        )
 
-    def _mine(self, item: pytest.Item | None) -> bool:
-        return item is not None and not item.path.is_relative_to(HARNESS)
-
-    def _machine(self, item: pytest.Item) -> snapshot.Snapshot:
+    def _machine(self, item: pytest.Item | None) -> snapshot.Snapshot | None:
+        if item is None or item.nodeid not in self.routes:
+            return None
         marker = item.get_closest_marker("profile")
-        return self._snapshot(PROFILES[marker.args[0] if marker else "default"])
+        return self.routes[item.nodeid][0].machine(marker.args[0] if marker else "default")
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_timeout_set_timer(self, item: pytest.Item) -> bool | None:
         """The guest's own pytest-timeout and the host's timers watch over an item in a guest."""
-        return True if self._mine(item) else None
+        return True if item.nodeid in self.routes else None
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_protocol(
         self, item: pytest.Item, nextitem: pytest.Item | None
     ) -> bool | None:
-        if not self._mine(item):
+        if item.nodeid not in self.routes:
             return None
+        target, nodeid = self.routes[item.nodeid]
         item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
         began = time.time()
+        marker = item.get_closest_marker("timeout")
+        limit = target.limit(float(marker.args[0]) if marker and marker.args else None)
         try:
-            here = self._machine(item)
-            then = self._machine(nextitem) if nextitem and self._mine(nextitem) else None
-            result = self.dispatcher.run(item.nodeid, here, self._limit(item), then)
+            here, then = self._machine(item), self._machine(nextitem)
+            assert here is not None
+            result = self.dispatcher.run(nodeid, here, limit, then)
         except (LostVM, UserError) as error:
             result = dispatch.Result(crash=Crash("lost", str(error)))
         for report in self._reports(item, result, began):
-            report.user_properties.append(("kernel", self.kernel.name))
-            if report.failed and result.console.strip():
+            report.nodeid = item.nodeid
+            report.user_properties.append(("kernel", target.name))
+            silent = ("outcome", "silent") in report.user_properties
+            if report.failed and not silent and result.console.strip():
                 report.sections.append(("Kernel console", outcome.tail(result.console)))
             self._show(report)
             item.ihook.pytest_runtest_logreport(report=report)
         item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
         return True
-
-    def _limit(self, item: pytest.Item) -> float:
-        marker = item.get_closest_marker("timeout")
-        factor = snapshot.scale(self.accel.name)
-        seconds = float(marker.args[0]) if marker and marker.args else dispatch.TEST * factor
-        return seconds + dispatch.GRACE * factor
 
     def _reports(
         self, item: pytest.Item, result: dispatch.Result, began: float
@@ -227,7 +286,8 @@ class Guests:
         text = None
         properties = list(item.user_properties)
         if crash:
-            again = f"./oomtest run --kernel {self.kernel.name} -- '{item.nodeid}'"
+            target, nodeid = self.routes[item.nodeid]
+            again = f"./oomtest run --kernel {target.name} -- '{nodeid}'"
             text = f"{crash.kind}: {crash.reason}\nto see it again: {again}"
             properties.append(("outcome", crash.kind))
         return TestReport(

@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,10 @@ import pytest
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from vm import cache
-from vm.verdict import INCONCLUSIVE, Answer, Judgement, Row, clauses, judge
+from vm.verdict import INCONCLUSIVE, UNASKED, Answer, Judgement, Row, clauses, judge
 
 NAME = "oomtest-results"
 STYLES = {"kept": "green", "broken": "bold red", "silent": "red", "deviates": "yellow"}
@@ -119,29 +121,68 @@ class Results:
         }
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        for kernel, judgement in self.judgements.items():
-            how = ", ".join(f"{value}" for value in self.facts[kernel].values())
-            terminalreporter.section(f"contract: {kernel}")
-            terminalreporter.write_line(how)
-            terminalreporter.write(table(judgement.rows, terminalreporter._tw.fullwidth))
+        if not self.judgements:
+            return
+        terminalreporter.section("contract")
+        for kernel in self.judgements:
+            how = ", ".join(self.facts[kernel].values())
+            terminalreporter.write_line(f"{kernel}: {how}" if how else kernel)
+        width = terminalreporter._tw.fullwidth
+        shown = one(self.judgements) if len(self.judgements) == 1 else several(self.judgements)
+        terminalreporter.write(render(shown, width, terminalreporter.hasmarkup))
+        left_out = ", ".join(sorted(_unasked(self.judgements), key=list(self.contract).index))
+        if left_out:
+            terminalreporter.write_line(f"not asked, as {UNASKED}: {left_out}")
         for kernel, judgement in self.judgements.items():
             good = judgement.exit_code == 0
             terminalreporter.write_line(f"{kernel}: {judgement.line}", green=good, red=not good)
 
 
-def table(rows: tuple[Row, ...], width: int, color: bool = False) -> str:
-    """The table of clauses as text."""
-    shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1), expand=False)
+def render(table: Table, width: int, color: bool) -> str:
+    """A table as text."""
+    buffer = io.StringIO()
+    Console(file=buffer, width=max(width, 60), force_terminal=color).print(table)
+    return buffer.getvalue()
+
+
+def _unasked(judgements: Mapping[str, Judgement]) -> set[str]:
+    """The clauses of which no kernel was asked anything: they are told in one line."""
+    told = (row for judgement in judgements.values() for row in judgement.rows)
+    asked = {row.clause.id for row in told if row.detail != UNASKED}
+    return {row.clause.id for row in next(iter(judgements.values())).rows} - asked
+
+
+def _cell(row: Row) -> Text:
+    return Text(row.state, STYLES.get(row.state, "dim"))
+
+
+def one(judgements: Mapping[str, Judgement]) -> Table:
+    """The clauses of one kernel, with what each says or why it is not kept."""
+    (judgement,) = judgements.values()
+    shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
     for column in ("clause", "level", "state", "tests"):
         shown.add_column(column, no_wrap=True)
     shown.add_column("what it says, or why not")
-    for row in rows:
+    left_out = _unasked(judgements)
+    for row in judgement.rows:
+        if row.clause.id in left_out:
+            continue
         count = f"{row.passed}/{row.total}" if row.total else "-"
-        style = STYLES.get(row.state, "dim")
-        shown.add_row(
-            row.clause.id, row.clause.level, row.state, count, row.detail or row.clause.text,
-            style=style,
-        )  # fmt: skip
-    buffer = io.StringIO()
-    Console(file=buffer, width=max(width, 60), force_terminal=color).print(shown)
-    return buffer.getvalue()
+        clause = row.clause
+        shown.add_row(clause.id, clause.level, _cell(row), count, row.detail or clause.text)
+    return shown
+
+
+def several(judgements: Mapping[str, Judgement]) -> Table:
+    """The clauses of several kernels side by side."""
+    shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
+    for column in ("clause", "level"):
+        shown.add_column(column, no_wrap=True)
+    for kernel in judgements:
+        shown.add_column(kernel, overflow="fold")
+    left_out = _unasked(judgements)
+    for rows in zip(*(judgement.rows for judgement in judgements.values()), strict=True):
+        if rows[0].clause.id in left_out:
+            continue
+        shown.add_row(rows[0].clause.id, rows[0].clause.level, *map(_cell, rows))
+    return shown

@@ -26,6 +26,15 @@ class Port:
 
 
 @dataclass(frozen=True)
+class Options:
+    """A config fragment and the versions it is for: ``first <= version < until``."""
+
+    fragment: str
+    first: Version
+    until: Version
+
+
+@dataclass(frozen=True)
 class Flavour:
     """What is done to a series' source.
 
@@ -38,9 +47,19 @@ class Flavour:
     fragments: tuple[str, ...] = ()
 
 
-REFERENCE = (Port("reference-6.1.patch", (6, 1), (6, 2)),)
+FOREVER: Version = (99, 0)
+REFERENCE = (
+    Port("reference-5.10.patch", (5, 10), (6, 11)),
+    # The v1 code in a file and under an option of its own.
+    Port("reference-6.11.patch", (6, 11), FOREVER),
+)
+OPTIONS = (
+    Options("base.config", (0, 0), FOREVER),
+    Options("5.10.config", (0, 0), (6, 1)),
+    Options("6.2.config", (6, 2), FOREVER),
+)
 
-SERIES = ("6.1",)
+SERIES = ("5.10", "6.1", "6.12", "7.3")
 FLAVOURS = {
     flavour.name: flavour
     for flavour in (
@@ -59,6 +78,12 @@ def flavour(name: str) -> Flavour:
         return FLAVOURS[name]
     except KeyError:
         raise UserError(f"no flavour {name}: there are {', '.join(FLAVOURS)}") from None
+
+
+def fragments(chosen: Flavour, version: Version) -> list[Path]:
+    """The config fragments for this flavour of a kernel of that version, later ones on top."""
+    fitting = [row.fragment for row in OPTIONS if row.first <= version < row.until]
+    return [HERE / "configs" / name for name in (*fitting, *chosen.fragments)]
 
 
 def ports(chosen: Flavour, version: Version) -> list[Path]:

@@ -14,6 +14,7 @@ CONFORMS = "conforms"
 NOT_PATCHED = "not patched"
 VIOLATES = "violates"
 INCONCLUSIVE = "inconclusive"
+UNASKED = "none of its tests was run"
 EXIT_CODES = {CONFORMS: 0, NOT_PATCHED: 1, VIOLATES: 1, INCONCLUSIVE: 125}
 
 # What a test's end says of the kernel. A worker or a QEMU that died by itself says nothing of it,
@@ -123,7 +124,7 @@ def row(clause: Clause, answers: Sequence[Answer]) -> Row:
         return Row(clause, "kept", detail, passed, len(answers))
     if unanswered:
         return Row(clause, "no answer", unanswered[0].detail, 0, len(answers))
-    detail = answers[0].detail if answers else "none of its tests was run"
+    detail = answers[0].detail if answers else UNASKED
     return Row(clause, "not asked", detail, 0, len(answers))
 
 
