@@ -90,9 +90,9 @@ def build_kernel(
         fragments = series.fragments(chosen, found)
         patches = [*series.ports(chosen, found), *patches]
         key = _key(source, fragments, patches)
+        objects = cache.cache_dir() / "builds" / f"{source.key}-{_digest(fragments)}"
         if not source.fixed or not _image(key).exists():
             tree.patch(patches)
-            objects = cache.cache_dir() / "builds" / f"{source.key}-{_digest(fragments)}"
             label = name or f"{'.'.join(map(str, found))}/{flavour}"
             with cache.disk_full(objects):
                 _make(tree.path, objects, fragments, label, say)
@@ -100,7 +100,7 @@ def build_kernel(
                     key = _digest([objects / "arch/x86/boot/bzImage"])
                 _publish(objects, key)
         os.utime(_image(key).parent)
-    return inspect(_image(key), name)
+    return inspect(_image(key), name, objects if objects.is_dir() else None)
 
 
 def _is_port(tree: Tree, patches: Sequence[Path]) -> bool:

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from _pytest.reports import TestReport
 
-from vm import dispatch, outcome, results, snapshot, verdict
+from vm import deaths, dispatch, outcome, results, snapshot, verdict
 from vm.errors import INCONCLUSIVE, LostVM, UserError
 from vm.outcome import Crash
 from vm.target import Target
@@ -258,7 +258,9 @@ class Guests:
         if "setup" not in phases:
             yield self._made(item, "setup", began, 0.0, None, "passed")
         when = "teardown" if "call" in phases else "call"
-        yield self._made(item, when, began, result.seconds, result.crash, "failed")
+        crash = deaths.verdict(item.get_closest_marker("dies"), result.crash, result.console)
+        how = "failed" if crash else "passed"
+        yield self._made(item, when, began, result.seconds, crash, how)
         if when == "call":
             yield self._made(item, "teardown", began, 0.0, None, "passed")
 

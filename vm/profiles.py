@@ -10,15 +10,25 @@ from dataclasses import dataclass
 class Profile:
     """A kind of machine.
 
-    :param free: MiB of memory that the tests find free.
+    :param free: MiB of memory that the tests find free; all of it if there is less.
     :param devices: further QEMU arguments.
     :param cmdline: further kernel parameters.
+    :param memcg: whether the kernel must have a v1 memory controller there.
     """
 
     name: str
     free: int = 56
     devices: tuple[str, ...] = ()
     cmdline: str = ""
+    memcg: bool = True
 
 
-PROFILES = {profile.name: profile for profile in (Profile("default"),)}
+PROFILES = {
+    profile.name: profile
+    for profile in (
+        Profile("default"),
+        # No ballast: it would come to lie on one of the two nodes, and leave the other one empty.
+        Profile("numa", free=1 << 10, cmdline="numa=fake=2"),
+        Profile("nomemcg", cmdline="cgroup_disable=memory", memcg=False),
+    )
+}

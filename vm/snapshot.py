@@ -154,9 +154,12 @@ async def _await(machine: qemu.Machine, event: str, limit: float) -> dict[str, A
             raise LostVM(f"the guest's worker failed: {record.get('text', record)}")
 
 
-async def _boot(spec: qemu.Spec, kernel: str, memory: Path) -> tuple[qemu.Machine, dict[str, Any]]:
+async def _boot(
+    spec: qemu.Spec, kernel: str, memory: Path, memcg: bool
+) -> tuple[qemu.Machine, dict[str, Any]]:
     """Boot until the worker waits for a suite.
 
+    :param memcg: whether the kernel must have memcg v1.
     :raises UserError: if the kernel does not get there, or has no memcg v1.
     """
     with memory.open("wb") as file:
@@ -164,7 +167,7 @@ async def _boot(spec: qemu.Spec, kernel: str, memory: Path) -> tuple[qemu.Machin
     machine = await qemu.Machine.start(spec, memory, share=True)
     try:
         facts = await _await(machine, "hello", boot_limit(spec.accel))
-        if facts["memcg"]:
+        if facts["memcg"] and memcg:
             raise UserError(outcome.no_memcg(kernel, facts), INCONCLUSIVE)
         await _await(machine, "ready", boot_limit(spec.accel))
     except (LostVM, TimeoutError) as error:
@@ -231,7 +234,7 @@ async def _make(
         machine = await base.restore(memory)
     else:
         say(f"booting {kernel.name} ({base.spec.accel})")
-        machine, facts = await _boot(base.spec, kernel.name, memory)
+        machine, facts = await _boot(base.spec, kernel.name, memory, profile.memcg)
     try:
         if not (base.directory / "state").exists():
             await _save(machine, memory, base.directory, facts)

@@ -8,7 +8,7 @@ import hashlib
 import io
 import tarfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,13 +54,16 @@ def files(root: Path, extra: Iterable[Path]) -> list[Path]:
     return sorted(found)
 
 
-def pack(root: Path, wanted: Iterable[Path], timeout: float) -> Suite:
+def pack(
+    root: Path, wanted: Iterable[Path], timeout: float, more: Mapping[str, bytes] | None = None
+) -> Suite:
     """Pack the suite.
 
     :param root: the checkout.
     :param wanted: test files or directories that were asked for; those outside of
         ``tests/contract`` are sent along.
     :param timeout: seconds after which a test is stopped by pytest-timeout inside the guest.
+    :param more: files that are not in the checkout, by name.
     :returns: the suite; equal inputs give equal bytes.
     :raises UserError: if a wanted path lies outside of the checkout.
     """
@@ -74,6 +77,8 @@ def pack(root: Path, wanted: Iterable[Path], timeout: float) -> Suite:
             _add(tar, str(path.relative_to(root)), path.read_bytes())
         ini = f"[pytest]\ntimeout = {timeout:g}\naddopts = --here --allow-system-oom\n"
         _add(tar, "guest.ini", ini.encode())
+        for name, data in sorted((more or {}).items()):
+            _add(tar, name, data)
     packed = zlib.compress(buffer.getvalue(), 9, wbits=31)
     return Suite(packed, (REHEARSAL, *(str(path.relative_to(root)) for path in wanted)))
 

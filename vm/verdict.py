@@ -29,12 +29,14 @@ class Clause:
     """A clause of the contract.
 
     :ivar level: ``must``, ``preserved`` or ``as-written``.
+    :ivar rests: what in the kernel's source it rests on.
     :ivar core: whether there is no verdict without an answer to it.
     """
 
     id: str
     level: str
     text: str
+    rests: str
     core: bool = False
 
 
