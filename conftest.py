@@ -19,7 +19,7 @@ import pytest
 from _pytest.outcomes import Failed, OutcomeException
 
 from helpers import gate, preflight, triggers
-from helpers.evidence import Inconclusive, Silent, Unproven
+from helpers.evidence import Complaints, Inconclusive, Silent, Unproven
 from helpers.listeners import Listener
 from helpers.memcgs import Memcg
 
@@ -30,6 +30,7 @@ MARKERS = (
     "clause(id): the clause of the contract that the test holds",
     "system_oom: causes a system OOM, a sysrq kill or a panic; only in a guest or when allowed",
     "profile(name): the kind of machine that the test needs",
+    "dies(panic, armed, shows, otherwise): ends its machine; judged by what that printed",
 )
 
 OUTCOMES: tuple[tuple[type[BaseException], str], ...] = (
@@ -39,7 +40,8 @@ OUTCOMES: tuple[tuple[type[BaseException], str], ...] = (
 )
 
 # The guest is sent no vm package: tests run there, they are not sent on.
-pytest_plugins = ["vm.plugin"] if Path(__file__).with_name("vm").is_dir() else []
+GUEST = not Path(__file__).with_name("vm").is_dir()
+pytest_plugins = [] if GUEST else ["vm.plugin"]
 
 MOUNT = pytest.StashKey[str]()
 CLEANUP = pytest.StashKey[contextlib.ExitStack]()
@@ -71,7 +73,8 @@ def pytest_configure(config: pytest.Config) -> None:
     try:
         config.stash[MOUNT] = stack.enter_context(preflight.memory_controller())
     except preflight.Unfit as error:
-        raise pytest.UsageError(str(error)) from None
+        if not GUEST:  # the host asks for a guest without memcg only where a test wants one
+            raise pytest.UsageError(str(error)) from None
     stack.enter_context(preflight.markers_in_the_log())
     if allowed:
         stack.enter_context(preflight.ready_for_system_oom())
@@ -104,6 +107,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip("needs a kernel: --kernel KERNEL for a guest, or --here for the running one")
     if item.get_closest_marker("system_oom") and not gate.permitted():
         pytest.skip("would cause a system OOM on this machine: --allow-system-oom, or a guest")
+    if item.get_closest_marker("dies") and not GUEST:
+        pytest.skip("would end this machine: only in a guest")
 
 
 def _outcome(error: BaseException) -> str | None:
@@ -127,6 +132,21 @@ def pytest_runtest_makereport(call: pytest.CallInfo[None]) -> Iterator[None]:
             report.user_properties.append(("outcome", name))
         if name == "silent":  # told by the sentence; without the patch there is one for every test
             report.longrepr = str(call.excinfo.value)
+
+
+@pytest.fixture(autouse=True)
+def no_complaints(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Whatever a test asks of the kernel, the kernel must not come to complain of itself.
+
+    Set up before all other fixtures, it looks when they are torn down.
+    """
+    if request.node.get_closest_marker("clause") is None:
+        yield
+        return
+    complaints = Complaints()
+    yield
+    found = complaints.found()
+    assert not found, f"the kernel complains: {'; '.join(found[:3])}"
 
 
 @pytest.fixture

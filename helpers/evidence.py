@@ -8,7 +8,7 @@ import os
 import re
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from _pytest.outcomes import Skipped
@@ -117,6 +117,62 @@ class Kmsg:
     def close(self) -> None:
         """Let go of the log."""
         os.close(self.fd)
+
+
+# What a kernel says when it has found itself to be wrong, at the start of its message.
+SPLAT = re.compile(
+    r"(?:BUG: |WARNING: |Oops\b|general protection fault|kernel BUG at |watchdog: BUG: |"
+    r"list_(?:add|del) corruption|UBSAN: |INFO: task .* blocked for more than|"
+    r"INFO: (?:trying to register non-static key|lockdep)|DEBUG_LOCKS_WARN_ON|"
+    r"double fault|refcount_t: )"
+)
+# Of /proc/sys/kernel/tainted (kernel/panic.c): bad page, died, warned, soft lockup.
+TAINTS = {5: "bad page", 7: "died", 9: "warned", 14: "soft lockup"}
+
+
+def splats(records: Iterable[str]) -> list[str]:
+    """What the kernel complains of in records of ``/dev/kmsg``.
+
+    :param records: whole ones, with their prefix: what user space has written does not count.
+    """
+    found = []
+    for record in records:
+        prefix, _, message = record.partition(";")
+        own = prefix.partition(",")[0]
+        if own.isdigit() and int(own) >> 3 == 0 and SPLAT.match(message):
+            found.append(message.partition("\n")[0])
+    return found
+
+
+def _taints() -> int:
+    with open("/proc/sys/kernel/tainted", encoding="ascii") as file:
+        return int(file.read())
+
+
+class Complaints:
+    """What the kernel has complained of since this was made."""
+
+    def __init__(self) -> None:
+        self.fd = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        os.lseek(self.fd, 0, os.SEEK_END)
+        self.taints = _taints()
+
+    def _records(self) -> Iterator[str]:
+        while True:
+            try:
+                yield os.read(self.fd, 8192).decode(errors="replace")
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno != errno.EPIPE:  # overrun: what is gone has left its taint
+                    raise
+
+    def found(self) -> list[str]:
+        """The complaints, once: the log is closed afterwards."""
+        lines = splats(self._records())
+        os.close(self.fd)
+        new = _taints() & ~self.taints
+        return lines or [f"tainted: {name}" for bit, name in TAINTS.items() if new >> bit & 1]
 
 
 def vmstat_oom_kill() -> int | None:

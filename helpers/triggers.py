@@ -74,7 +74,7 @@ def system_oom(
                 Child(body or hogs.exhaust, allocator), kmsg, memcg=False, what="system OOM"
             )
         bait = Bait(victim)
-        hog = Child(lambda: hogs.exhaust(bait.tether), allocator, score=0)
+        hog = Child(body or (lambda: hogs.exhaust(bait.tether)), allocator, score=0)
         try:
             return _prove(bait, kmsg, memcg=False, what="system OOM")
         finally:

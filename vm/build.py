@@ -99,8 +99,9 @@ def build_kernel(
                 if not source.fixed:
                     key = _digest([objects / "arch/x86/boot/bzImage"])
                 _publish(objects, key)
+        _link(objects, key)
         os.utime(_image(key).parent)
-    return inspect(_image(key), name, objects if objects.is_dir() else None)
+    return inspect(_image(key), name)
 
 
 def _is_port(tree: Tree, patches: Sequence[Path]) -> bool:
@@ -224,3 +225,10 @@ def _publish(objects: Path, key: str) -> None:
     ):
         with cache.atomic(target.with_name(name)) as scratch:
             shutil.copyfile(objects / place, scratch)
+
+
+def _link(objects: Path, key: str) -> None:
+    """Leave word of where an image was built: modules are built against that."""
+    link = _image(key).with_name("build")
+    if not link.is_symlink():
+        link.symlink_to(objects.resolve(), target_is_directory=True)

@@ -29,12 +29,11 @@ class Kernel:
     build: Path | None = None
 
 
-def inspect(path: Path, name: str = "", build: Path | None = None) -> Kernel:
+def inspect(path: Path, name: str = "") -> Kernel:
     """Look at an image.
 
-    :param path: what should be a bzImage.
+    :param path: what should be a bzImage; a link ``build`` beside it leads to where it was built.
     :param name: how to call it; the path if empty.
-    :param build: its build directory, if known.
     :returns: the kernel.
     :raises UserError: if there is no such file, or it is not a whole x86 bzImage.
     """
@@ -59,4 +58,10 @@ def inspect(path: Path, name: str = "", build: Path | None = None) -> Kernel:
         raise UserError(f"{path} is truncated: {size} bytes of {wanted}; copy it again")
     (at,) = struct.unpack_from("<H", head, VERSION_AT)
     text = head[at + 0x200 :].partition(b"\0")[0].decode(errors="replace") if at else ""
-    return Kernel(path.resolve(), name or str(path), text.partition(" ")[0] or "unknown", build)
+    build = path.resolve().with_name("build")
+    return Kernel(
+        path.resolve(),
+        name or str(path),
+        text.partition(" ")[0] or "unknown",
+        build if build.is_symlink() and build.is_dir() else None,
+    )

@@ -43,6 +43,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="auto",
         help="acceleration; auto (the default) finds out what works here",
     )
+    group.addoption(
+        "--kernel-build",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="DIR",
+        help="where a --kernel that was not built here was built, or its headers: the white-box "
+        "module is built against it; may be repeated",
+    )
     group.addoption("--json", metavar="FILE", help="write the verdict to FILE as data")
     group.addoption(
         "--clause",
@@ -131,6 +140,7 @@ class Guests:
                     self._wanted(),
                     self.dispatcher,
                     self.say,
+                    self.config.getoption("--kernel-build"),
                 )
             except UserError as error:
                 self._unfit(name, error)

@@ -38,12 +38,13 @@ class Options:
 class Flavour:
     """What is done to a series' source.
 
-    :ivar ports: one is picked by version; empty for the unpatched kernel.
+    :ivar ports: patches, in order; of each row of ports one is picked by version. Empty for the
+        unpatched kernel.
     :ivar fragments: config fragments on top of ``base.config``.
     """
 
     name: str
-    ports: tuple[Port, ...] = ()
+    ports: tuple[tuple[Port, ...], ...] = ()
     fragments: tuple[str, ...] = ()
 
 
@@ -53,6 +54,8 @@ REFERENCE = (
     # The v1 code in a file and under an option of its own.
     Port("reference-6.11.patch", (6, 11), FOREVER),
 )
+# On top of the reference: every mistake of mutants.toml, none of them made by default.
+MUTANTS = (Port("mutants-6.1.patch", (6, 1), (6, 2)),)
 OPTIONS = (
     Options("base.config", (0, 0), FOREVER),
     Options("5.10.config", (0, 0), (6, 1)),
@@ -64,7 +67,8 @@ FLAVOURS = {
     flavour.name: flavour
     for flavour in (
         Flavour("stock"),
-        Flavour("reference", REFERENCE),
+        Flavour("reference", (REFERENCE,)),
+        Flavour("mutants", (REFERENCE, MUTANTS)),
     )
 }
 
@@ -91,13 +95,14 @@ def ports(chosen: Flavour, version: Version) -> list[Path]:
 
     :raises UserError: if the project has no port for it.
     """
-    if not chosen.ports:
-        return []
-    fitting = [port.path for port in chosen.ports if port.first <= version < port.until]
-    if not fitting:
-        text = ".".join(map(str, version))
-        raise UserError(
-            f"no {chosen.name} port for Linux {text}: give yours with --patch FILE, "
-            "or --patch none for a tree that has it"
-        )
-    return fitting[:1]
+    picked = []
+    for row in chosen.ports:
+        fitting = [port.path for port in row if port.first <= version < port.until]
+        if not fitting:
+            text = ".".join(map(str, version))
+            raise UserError(
+                f"no {chosen.name} port for Linux {text}: give yours with --patch FILE, "
+                "or --patch none for a tree that has it"
+            )
+        picked.append(fitting[0])
+    return picked

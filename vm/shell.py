@@ -33,7 +33,7 @@ cat <<'EOF'
 INI = """\
 [pytest]
 testpaths = tests/contract
-addopts = --here --allow-system-oom -p no:cacheprovider
+addopts = --here --allow-system-oom -p no:cacheprovider -p pytest_timeout
 timeout = 120
 """
 

@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from vm import accel, build, dispatch, qemu, snapshot, suite
+from vm import accel, build, dispatch, kmod, qemu, snapshot, suite
 from vm.dispatch import Dispatcher
 from vm.profiles import PROFILES
 from vm.snapshot import Snapshot
@@ -22,6 +22,7 @@ class Target:
     :param wanted: test files and directories to send along with the contract.
     :param dispatcher: whose machines are used.
     :param say: takes progress lines.
+    :param builds: build directories of kernels that were not built here.
     :raises UserError: if there is no such kernel, it cannot be built or booted, or the suite
         cannot be collected on it.
     """
@@ -33,11 +34,14 @@ class Target:
         wanted: Iterable[Path],
         dispatcher: Dispatcher,
         say: Callable[[str], None],
+        builds: Sequence[Path] = (),
     ) -> None:
         self.kernel = build.resolve(name, say)
         self.accel = accel.choose(acceleration, self.kernel.image)
         self.factor = snapshot.scale(self.accel.name)
-        self.suite = suite.pack(ROOT, wanted, dispatch.TEST * self.factor)
+        self.suite = suite.pack(
+            ROOT, wanted, dispatch.TEST * self.factor, kmod.payload(self.kernel, builds)
+        )
         self._dispatcher = dispatcher
         self._say = say
         self._snapshots: dict[str, Snapshot] = {}
