@@ -20,18 +20,19 @@ class Unfit(Exception):
     """The machine cannot run the suite; the message says what is missing and how to mend it."""
 
 
-def find_mount(mountinfo: str) -> str | None:
-    """Where the v1 memory controller is mounted.
+def find_mount(mountinfo: str, controller: str = "memory") -> str | None:
+    """Where a v1 controller is mounted.
 
     :param mountinfo: the text of /proc/self/mountinfo.
-    :returns: a directory named ``memory`` that shows the root memcg, or None.
+    :param controller: its name.
+    :returns: a directory of that name that shows the root cgroup, or None.
     """
     for line in mountinfo.splitlines():
         left, _, right = line.partition(" - ")
         kind, _, options = right.partition(" ")
         fields = left.split()
-        whole = fields[3] == "/" and fields[4].endswith("/memory")
-        if whole and kind == "cgroup" and re.search(r"\bmemory\b", options.split()[-1]):
+        whole = fields[3] == "/" and fields[4].endswith(f"/{controller}")
+        if whole and kind == "cgroup" and re.search(rf"\b{controller}\b", options.split()[-1]):
             return fields[4]
     return None
 

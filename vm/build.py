@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vm import cache, run, series
+from vm.apt import Say
 from vm.errors import INCONCLUSIVE, UserError
 from vm.kernel import Kernel, inspect
-from vm.source import Say, Source, Tree, check_readable, find, version
+from vm.source import Source, Tree, check_readable, find, version
 
 NAME = re.compile(r"^(\d+\.\d+)/([a-z-]+)$")
 STEP = re.compile(r"^  (?:CC|AS|LD|AR)\s+(?:\[M\]\s+)?(\S+)")
@@ -64,7 +65,7 @@ def build_kernel(
 ) -> Kernel:
     """Build a kernel, or find it built.
 
-    :param spec: ``debian:SERIES``, a tarball or a directory, as :func:`vm.source.find` takes it.
+    :param spec: where the source is, as :func:`vm.source.find` takes it.
     :param flavour: a row of :data:`vm.series.FLAVOURS`, whose port goes on first. None stands for
         the reference, or for the bare source if the patches are a port of their own.
     :param patches: put on top, in this order.
@@ -77,9 +78,8 @@ def build_kernel(
     check_readable(patches)
     source = find(spec, say)
     tree = Tree(source)
-    with cache.locked(f"build-{source.key}"):
-        if not source.fixed or not (tree.path / "Makefile").exists():
-            tree.prepare(say)
+    with cache.locked(f"build-{source.name}"):
+        tree.prepare(say)
         if flavour is None:
             flavour = "stock" if _is_port(tree, patches) else "reference"
             if patches:
@@ -90,7 +90,7 @@ def build_kernel(
         fragments = series.fragments(chosen, found)
         patches = [*series.ports(chosen, found), *patches]
         key = _key(source, fragments, patches)
-        objects = cache.cache_dir() / "builds" / f"{source.key}-{_digest(fragments)}"
+        objects = cache.cache_dir() / "builds" / f"{source.name}-{_digest(fragments)}"
         if not source.fixed or not _image(key).exists():
             tree.patch(patches)
             label = name or f"{'.'.join(map(str, found))}/{flavour}"

@@ -78,7 +78,7 @@ class Spec:
         """The arguments that a snapshot depends on."""
         fast = "kvm" if self.accel == "kvm" else "tcg,thread=multi,tb-size=128"
         # qemu64 lacks what slows emulation down; rdrand spares the guest the wait for entropy.
-        cpu = "host" if self.accel == "kvm" else "qemu64,+rdrand,+rdseed"
+        cpu = "host" if self.accel == "kvm" else "qemu64,+rdrand"
         return [
             *("-machine", "pc,memory-backend=ram,hpet=on,vmport=off", "-accel", fast),
             *("-cpu", cpu, "-smp", "2", "-m", str(MEMORY_MIB)),

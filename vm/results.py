@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -35,9 +36,9 @@ def reason(report: pytest.TestReport) -> str:
     else:
         text = str(longrepr or "")
     first = (text.strip().splitlines() or [""])[0]
-    for prefix in ("Skipped: ", "AssertionError: ", "helpers.evidence.Silent: ", "Failed: "):
+    for prefix in ("Skipped: ", "AssertionError: ", "Failed: "):
         first = first.removeprefix(prefix)
-    return first
+    return re.sub(r"^helpers\.evidence\.\w+: ", "", first)
 
 
 class Results:

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import shutil
 import signal
 import subprocess
 from collections import deque
@@ -37,7 +39,10 @@ def watch(
     :param each: called with every line that it prints on either stream.
     :param env: variables added to the environment.
     :raises Failed: if it ends with a non-zero status.
+    :raises FileNotFoundError: if there is no such command.
     """
+    if shutil.which(command[0]) is None:  # setpriv would only say so
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), command[0])
     process = subprocess.Popen(
         ["setpriv", "--pdeathsig", "TERM", *command],
         stdin=subprocess.DEVNULL,

@@ -62,7 +62,13 @@ OPTIONS = (
     Options("6.2.config", (6, 2), FOREVER),
 )
 
-SERIES = ("5.10", "6.1", "6.12", "7.3")
+# The suites of the Debian archive that have a series' source, for machines whose own have not.
+SERIES = {
+    "5.10": ("bullseye", "bullseye-security"),
+    "6.1": ("bookworm", "bookworm-security"),
+    "6.12": ("trixie", "trixie-security"),
+    "7.3": ("trixie-backports", "forky", "sid", "experimental"),
+}
 FLAVOURS = {
     flavour.name: flavour
     for flavour in (

@@ -9,19 +9,17 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import re
 import shutil
-import subprocess
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vm import cache, run
+from vm import apt, cache, git, run, series
+from vm.apt import Say
 from vm.errors import UserError
 
-Say = Callable[[str], None]
 TOUCHED = re.compile(r"^(?:---|\+\+\+) (?:[ab]/)?(\S+)", re.MULTILINE)
 
 
@@ -29,86 +27,58 @@ TOUCHED = re.compile(r"^(?:---|\+\+\+) (?:[ab]/)?(\S+)", re.MULTILINE)
 class Source:
     """A kernel's source as it was given.
 
-    :ivar key: names its content (a tarball) or its place (a directory), for the cache.
-    :ivar path: the tarball or the directory.
+    :ivar name: names its content (a tarball) or its place (a directory), for the cache: sources of
+        one name share a work tree and its objects.
+    :ivar path: the tarball, the directory or the git repository.
+    :ivar commit: of the repository; empty for the others.
     """
 
-    key: str
+    name: str
     path: Path
+    commit: str = ""
+
+    @property
+    def key(self) -> str:
+        """Names the content, if that is fixed."""
+        return f"{self.name}-{self.commit}" if self.commit else self.name
 
     @property
     def fixed(self) -> bool:
         """Whether the content cannot change under the same key."""
-        return self.path.is_file()
+        return bool(self.commit) or self.path.is_file()
 
 
 def find(spec: str, say: Say) -> Source:
     """Get hold of a source.
 
-    :param spec: ``debian:SERIES``, a tarball or a directory.
+    :param spec: ``debian:SERIES``, a tarball, a directory, or ``DIR@REV`` for a revision of the
+        git repository that the directory belongs to, whatever is checked out there.
     :param say: takes progress lines.
     :raises UserError: if there is no such source, or it cannot be downloaded.
     """
     if spec.startswith("debian:"):
-        return _debian(spec.removeprefix("debian:"), say)
+        name = spec.removeprefix("debian:")
+        version, tarball = apt.linux_source(name, series.SERIES.get(name, ()), say)
+        return Source(f"debian-{name}-{version}", tarball)
     path = Path(spec).expanduser().resolve()
+    if not path.exists() and "@" in spec:
+        directory, _, revision = spec.rpartition("@")
+        path = Path(directory).expanduser().resolve()
+        return Source(f"git-{_digest(path)}", path, git.commit(path, revision))
     if path.is_dir():
         if not (path / "Kbuild").exists() or not (path / "mm" / "oom_kill.c").exists():
             raise UserError(f"{path} is not a kernel source tree (no mm/oom_kill.c)")
-        return Source(f"dir-{hashlib.sha256(str(path).encode()).hexdigest()[:16]}", path)
+        return Source(f"dir-{_digest(path)}", path)
     if not path.is_file():
-        raise UserError(f"no such kernel source: {spec} (a directory, a tarball or debian:SERIES)")
+        raise UserError(
+            f"no such kernel source: {spec} (a directory, DIR@REV, a tarball or debian:SERIES)"
+        )
     with path.open("rb") as file:
         return Source(f"tar-{hashlib.file_digest(file, 'sha256').hexdigest()[:16]}", path)
 
 
-def _debian(series: str, say: Say) -> Source:
-    """The distribution's ``linux-source`` package, installed or downloaded with apt."""
-    package = f"linux-source-{series}"
-    kept = cache.cache_dir() / "sources" / "debian"
-    installed = Path(f"/usr/src/{package}.tar.xz")
-    status = _output("dpkg-query", "-W", "-f", "${Status} ${Version}", package)
-    if installed.exists() and status.startswith("install ok installed"):
-        return Source(f"debian-{series}-{status.split()[-1]}", installed)
-    policy = re.search(r"Candidate: (\S+)", _output("apt-cache", "policy", package))
-    version = policy[1] if policy and policy[1] != "(none)" else None
-    if version is None:
-        older = sorted(kept.glob(f"{package}_*.tar.xz"))
-        if older:
-            return Source(f"debian-{series}-{older[-1].name[:-7].rpartition('_')[2]}", older[-1])
-        raise UserError(
-            f"apt knows no {package}: run apt-get update as root, or give --source DIR or a tarball"
-        )
-    tarball = kept / f"{package}_{version}.tar.xz"
-    with cache.locked(f"source-{series}"):
-        if not tarball.exists():
-            say(f"downloading {package} {version}")
-            with cache.atomic(tarball) as scratch:
-                _download(package, version, installed, scratch)
-    return Source(f"debian-{series}-{version}", tarball)
-
-
-def _download(package: str, version: str, inside: Path, target: Path) -> None:
-    with tempfile.TemporaryDirectory(dir=target.parent) as directory:
-        here = Path(directory)
-        try:
-            command = ["apt-get", "-q", "download", f"{package}={version}"]
-            run.watch(command, cwd=here)
-            (deb,) = here.glob("*.deb")
-            run.watch(["dpkg-deb", "-x", str(deb), str(here / "root")])
-        except (run.Failed, FileNotFoundError) as error:
-            why = error.lines[-1:] if isinstance(error, run.Failed) else [error]
-            raise UserError(f"cannot download {package}: {why[0] if why else error}") from None
-        shutil.move(here / "root" / inside.relative_to("/"), target)
-
-
-def _output(*command: str) -> str:
-    with contextlib.suppress(FileNotFoundError):
-        done = subprocess.run(
-            command, capture_output=True, text=True, check=False, env={**os.environ, "LC_ALL": "C"}
-        )
-        return done.stdout
-    return ""
+def _digest(path: Path) -> str:
+    return hashlib.sha256(str(path).encode()).hexdigest()[:16]
 
 
 class Tree:
@@ -119,22 +89,26 @@ class Tree:
 
     def __init__(self, source: Source) -> None:
         self.source = source
-        self.home = cache.cache_dir() / "sources" / source.key
+        self.home = cache.cache_dir() / "sources" / source.name
         self.path = self.home / "linux"
         self.pristine = self.home / "pristine"
 
     def prepare(self, say: Say) -> None:
-        """Unpack the tarball, once, or copy what changed in the directory.
+        """Unpack the tarball, once, or take over what changed in the directory or the repository.
 
         :raises UserError: if it cannot be unpacked or copied.
         """
+        source = self.source
         with cache.disk_full(self.home):
-            if self.source.fixed and not self.path.exists():
-                say(f"unpacking {self.source.path.name}")
-                self._unpack()
-            elif not self.source.fixed:
-                say(f"copying what changed in {self.source.path}")
+            if source.commit:
+                say(f"checking out {source.commit[:12]} of {source.path}")
+                git.check_out(source.path, source.commit, self.home, self.path, self._patched())
+            elif not source.fixed:
+                say(f"copying what changed in {source.path}")
                 self._sync()
+            elif not (self.path / "Makefile").exists():
+                say(f"unpacking {source.path.name}")
+                self._unpack()
 
     def _unpack(self) -> None:
         self.home.mkdir(parents=True, exist_ok=True)
@@ -172,6 +146,8 @@ class Tree:
 
     def _original(self, name: str) -> bytes | None:
         """A file as the source has it, None if it has no such file."""
+        if self.source.commit:
+            return git.content(self.source.path, self.source.commit, name)
         places = (self.pristine / name, self.path / name)
         for place in places if self.source.fixed else (self.source.path / name,):
             if place.is_file():
@@ -222,7 +198,7 @@ class Tree:
     def _keep_original(self, name: str) -> None:
         kept = self.pristine / name
         absent = kept.with_name(kept.name + ".absent")
-        if not self.source.fixed or kept.exists() or absent.exists():
+        if not self.source.path.is_file() or kept.exists() or absent.exists():
             return
         kept.parent.mkdir(parents=True, exist_ok=True)
         if (self.path / name).exists():
