@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from vm.errors import INCONCLUSIVE, INTERRUPTED, USAGE, UserError
 from vm.results import NAME, Results
-from vm.verdict import EXIT_CODES, Judgement
+from vm.verdict import EXIT_CODES
 
 ROOT = Path(__file__).resolve().parent.parent
 HELP = """\
@@ -46,25 +46,31 @@ def arguments(parser: argparse.ArgumentParser, default: str) -> None:
 
 
 class _Exit:
-    """Has pytest end with the verdict's exit code.
+    """Turns what pytest ended with into the verdict's exit code.
 
     :param expected: verdicts, kernel by kernel; empty if none in particular is expected.
     """
 
     def __init__(self, expected: Sequence[str]) -> None:
         self.expected = expected
+        self.config: pytest.Config | None = None
 
-    @pytest.hookimpl(wrapper=True, tryfirst=True)
-    def pytest_sessionfinish(self, session: pytest.Session) -> Iterator[None]:
-        result = yield
-        results: Results | None = session.config.pluginmanager.getplugin(NAME)
-        finished = session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
-        if finished and results is not None:
-            session.exitstatus = self.code(list(results.judgements.values()))
-        return result
+    def pytest_configure(self, config: pytest.Config) -> None:
+        self.config = config
 
-    def code(self, judgements: Sequence[Judgement]) -> int:
-        """The exit code: the worst of all."""
+    def code(self, ended: int) -> int:
+        """The exit code of the run, the worst of all kernels.
+
+        :param ended: pytest's own.
+        """
+        if ended == pytest.ExitCode.INTERRUPTED:
+            return INTERRUPTED
+        plugins = self.config.pluginmanager if self.config else None
+        results: Results | None = plugins.getplugin(NAME) if plugins else None
+        judgements = list(results.judgements.values()) if results else []
+        asked = ended in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
+        if not asked and not judgements:
+            return INCONCLUSIVE if ended == pytest.ExitCode.INTERNAL_ERROR else USAGE
         if self.expected:
             return int([judgement.verdict for judgement in judgements] != list(self.expected))
         codes = [judgement.exit_code for judgement in judgements]
@@ -96,13 +102,8 @@ def main(given: argparse.Namespace) -> int:
     further = [argument for argument in given.pytest if argument != "--"]
     if not any(_is_test(argument) for argument in further):
         further.append(str(ROOT / "tests" / "contract"))
-    code = int(pytest.main([*options, *further], plugins=[_Exit(expected)]))
-    return {
-        pytest.ExitCode.INTERRUPTED: INTERRUPTED,
-        pytest.ExitCode.INTERNAL_ERROR: INCONCLUSIVE,
-        pytest.ExitCode.USAGE_ERROR: USAGE,
-        pytest.ExitCode.NO_TESTS_COLLECTED: USAGE,
-    }.get(pytest.ExitCode(code) if code in range(6) else pytest.ExitCode.OK, code)
+    verdict = _Exit(expected)
+    return verdict.code(int(pytest.main([*options, *further], plugins=[verdict])))
 
 
 def _is_test(argument: str) -> bool:

@@ -135,6 +135,12 @@ def _copy_sparse(source: Path, target: Path) -> None:
         raise OSError(errno.ENOSPC if "No space" in done.stderr else errno.EIO, done.stderr.strip())
 
 
+def _reserve(memory: Path) -> None:
+    """Have the disk hold all of a memory file: QEMU dies of SIGBUS where a page has no place."""
+    with memory.open("ab") as file:
+        os.posix_fallocate(file.fileno(), 0, qemu.MEMORY_MIB << 20)
+
+
 async def _await(machine: qemu.Machine, event: str, limit: float) -> dict[str, Any]:
     """The guest's record of that name, within ``limit`` seconds.
 
@@ -162,8 +168,7 @@ async def _boot(
     :param memcg: whether the kernel must have memcg v1.
     :raises UserError: if the kernel does not get there, or has no memcg v1.
     """
-    with memory.open("wb") as file:
-        file.truncate(qemu.MEMORY_MIB << 20)
+    _reserve(memory)
     machine = await qemu.Machine.start(spec, memory, share=True)
     try:
         facts = await _await(machine, "hello", boot_limit(spec.accel))
@@ -230,6 +235,7 @@ async def _make(
     memory = scratch / "memory"
     if (base.directory / "state").exists():
         _copy_sparse(base.directory / "memory", memory)
+        _reserve(memory)
         facts = base.facts()
         machine = await base.restore(memory)
     else:
