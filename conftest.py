@@ -150,6 +150,16 @@ def no_complaints(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.fixture
+def record(request: pytest.FixtureRequest) -> Callable[[str, object], None]:
+    """Put something measured into the test's report: ``record("name, with its unit", value)``.
+
+    What pytest's own ``record_property`` does, whose plugin is not there in a guest.
+    """
+    properties: list[tuple[str, object]] = request.node.user_properties
+    return lambda name, value: properties.append((name, value))
+
+
+@pytest.fixture
 def root(request: pytest.FixtureRequest) -> Memcg:
     """The root memcg."""
     return Memcg.root(request.config.stash[MOUNT])

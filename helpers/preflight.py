@@ -95,11 +95,12 @@ def sysctl(name: str, value: str) -> Iterator[None]:
     """
     path = f"/proc/sys/{name}"
     before = _text(path).strip()
-    put(path, value)
+    # kernel.printk_devkmsg is refused without the newline (kernel/printk/printk.c).
+    put(path, f"{value}\n")
     try:
         yield
     finally:
-        put(path, before)
+        put(path, f"{before}\n")
 
 
 @contextlib.contextmanager

@@ -12,10 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vm import cache, run, series
-from vm.apt import Say
 from vm.errors import INCONCLUSIVE, UserError
 from vm.kernel import Kernel, inspect
-from vm.source import Source, Tree, check_readable, find, version
+from vm.source import Say, Source, Tree, check_readable, find, version
 
 NAME = re.compile(r"^(\d+\.\d+)/([a-z-]+)$")
 STEP = re.compile(r"^  (?:CC|AS|LD|AR)\s+(?:\[M\]\s+)?(\S+)")
@@ -60,6 +59,7 @@ def build_kernel(
     *,
     flavour: str | None = None,
     patches: Sequence[Path] = (),
+    config: Path | None = None,
     name: str = "",
     say: Say = lambda line: None,
 ) -> Kernel:
@@ -69,39 +69,77 @@ def build_kernel(
     :param flavour: a row of :data:`vm.series.FLAVOURS`, whose port goes on first. None stands for
         the reference, or for the bare source if the patches are a port of their own.
     :param patches: put on top, in this order.
+    :param config: a user's ``.config``, which the fragments then go on top of; None for a kernel
+        with nothing in it but what they ask for.
     :param name: how to call the kernel; its image's path if empty.
     :param say: takes progress lines.
     :returns: the image, in the cache.
-    :raises UserError: if the source is not there, a patch does not apply, an option is dropped,
-        the compiler refuses or the disk is full.
+    :raises UserError: if the source is not there, has the patch already, a patch does not apply,
+        an option is dropped, the compiler refuses or the disk is full.
     """
     check_readable(patches)
+    if config is not None and not os.access(config, os.R_OK):
+        raise UserError(f"cannot read the kernel configuration {config}")
     source = find(spec, say)
     tree = Tree(source)
+    if flavour is not None and source.fixed and (tree.path / "Makefile").exists():
+        # No need to wait for whoever builds another kernel from this source.
+        chosen = series.flavour(flavour)
+        key, *_ = _plan(source, tree, chosen, patches, config)
+        if _image(key).exists():
+            os.utime(_image(key).parent)
+            return inspect(_image(key), name)
     with cache.locked(f"build-{source.name}"):
         tree.prepare(say)
-        if flavour is None:
-            flavour = "stock" if _is_port(tree, patches) else "reference"
-            if patches:
-                what = "instead of" if flavour == "stock" else "on top of"
-                say(f"the patch goes {what} the project's port (--flavour says otherwise)")
-        chosen = series.flavour(flavour)
+        chosen = _choose(tree, flavour, patches, say)
         found = version(tree.path)
-        fragments = series.fragments(chosen, found)
-        patches = [*series.ports(chosen, found), *patches]
-        key = _key(source, fragments, patches)
-        objects = cache.cache_dir() / "builds" / f"{source.name}-{_digest(fragments)}"
+        key, configs, patches = _plan(source, tree, chosen, patches, config)
+        objects = cache.cache_dir() / "builds" / f"{source.name}-{_digest(configs)}"
         if not source.fixed or not _image(key).exists():
             tree.patch(patches)
-            label = name or f"{'.'.join(map(str, found))}/{flavour}"
+            label = name or f"{'.'.join(map(str, found))}/{chosen.name}"
             with cache.disk_full(objects):
-                _make(tree.path, objects, fragments, label, say)
+                _make(tree.path, objects, configs, label, say, config is not None)
                 if not source.fixed:
                     key = _digest([objects / "arch/x86/boot/bzImage"])
                 _publish(objects, key)
         _link(objects, key)
         os.utime(_image(key).parent)
     return inspect(_image(key), name)
+
+
+def _plan(
+    source: Source,
+    tree: Tree,
+    chosen: series.Flavour,
+    patches: Sequence[Path],
+    config: Path | None,
+) -> tuple[str, list[Path], list[Path]]:
+    """The image's key, and the configurations and patches that go into it."""
+    found = version(tree.path)
+    configs = [*([config] if config else []), *series.fragments(chosen, found)]
+    whole = [*series.ports(chosen, found), *patches]
+    return _key(source, configs, whole), configs, whole
+
+
+def _choose(tree: Tree, flavour: str | None, patches: Sequence[Path], say: Say) -> series.Flavour:
+    """The flavour, if a user named none as well.
+
+    :raises UserError: if it has a port, and so has the tree.
+    """
+    if flavour is None:
+        flavour = "stock" if _is_port(tree, patches) else "reference"
+        if patches:
+            what = "instead of" if flavour == "stock" else "on top of"
+            say(f"the patch goes {what} the project's port (--flavour says otherwise)")
+    chosen = series.flavour(flavour)
+    has = tree.notifies() if chosen.ports else ""
+    if has:
+        raise UserError(
+            f"{tree.source.path} has the patch already ({has}() in mm/oom_kill.c): "
+            "build it as it is with --patch none"
+        )
+    return chosen
 
 
 def _is_port(tree: Tree, patches: Sequence[Path]) -> bool:
@@ -136,23 +174,31 @@ def _image(key: str) -> Path:
     return cache.cache_dir() / "images" / key / "bzImage"
 
 
-def configure(tree: Path, objects: Path, fragments: Sequence[Path]) -> None:
-    """Write ``.config``: everything off but what the fragments ask for.
+def configure(tree: Path, objects: Path, configs: Sequence[Path], users: bool = False) -> None:
+    """Write ``.config``.
 
+    :param configs: the fragments; everything is off but what they ask for.
+    :param users: whether the first one is a whole configuration instead, which the others change.
     :raises UserError: if an option that a fragment asks for does not survive.
     """
-    wanted = "".join(fragment.read_text() for fragment in fragments)
+    texts = [path.read_text() for path in configs]
+    wanted, asked = "".join(texts), "".join(texts[users:])
     objects.mkdir(parents=True, exist_ok=True)
     whole = objects / "wanted.config"
     config = objects / ".config"
     if whole.exists() and config.exists() and whole.read_text() == wanted:
         # Left alone, so that make does not take the configuration for a new one.
         run.watch(_command(tree, objects, "olddefconfig"))
+    elif users:
+        whole.write_text(wanted)
+        # Of an option that is set twice the later line counts (scripts/kconfig/confdata.c).
+        config.write_text(wanted)
+        run.watch(_command(tree, objects, "olddefconfig"))
     else:
         whole.write_text(wanted)
         env = {"KCONFIG_ALLCONFIG": str(whole)}
         run.watch(_command(tree, objects, "allnoconfig"), env=env)
-    lost = dropped(wanted, config.read_text())
+    lost = dropped(asked, config.read_text())
     if lost:
         whole.unlink()
         raise UserError(f"this kernel's Kconfig drops {', '.join(lost)}")
@@ -180,7 +226,9 @@ def _command(tree: Path, objects: Path, *targets: str) -> list[str]:
     return ["make", "-C", str(tree), f"O={objects}", f"-j{os.cpu_count()}", *targets]
 
 
-def _make(tree: Path, objects: Path, fragments: Sequence[Path], label: str, say: Say) -> None:
+def _make(
+    tree: Path, objects: Path, configs: Sequence[Path], label: str, say: Say, users: bool = False
+) -> None:
     began = last = time.monotonic()
     count = 0
 
@@ -195,7 +243,7 @@ def _make(tree: Path, objects: Path, fragments: Sequence[Path], label: str, say:
 
     say(f"building {label} (about 4 minutes on 2 cores if nothing of it is cached)")
     try:
-        configure(tree, objects, fragments)
+        configure(tree, objects, configs, users)
         run.watch(_command(tree, objects, "bzImage", "modules"), each, env=REPRODUCIBLE)
     except FileNotFoundError:
         raise UserError(
@@ -210,7 +258,11 @@ def _why(lines: Sequence[str]) -> str:
     """The line of a failed build that tells most."""
     if any("No space left" in line for line in lines):
         raise OSError(28, "No space left on device")
-    telling = [line for line in lines if re.search(r"error:|undefined reference|not found", line)]
+    telling = [
+        line
+        for line in lines
+        if re.search(r"error:|undefined reference|not found|No rule to", line)
+    ]
     return (telling or [line for line in lines if line] or ["no output"])[0].strip()
 
 

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from vm import bench, build, cache, contract, doctor, series, shell
+from vm import bench, bisect, build, cache, contract, doctor, series, shell
 from vm.errors import INTERRUPTED, USAGE, UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -50,7 +50,14 @@ def parser() -> argparse.ArgumentParser:
     contract.arguments(verb("run", contract.main, "run the contract on a kernel, in QEMU"), DEFAULT)
     one = verb("build", _build, "build a kernel and print the path of its image")
     one.add_argument("kernel", nargs="?", metavar="SERIES/FLAVOUR", help="what to build")
-    one.add_argument("--source", metavar="WHERE", help="a directory, a tarball or debian:SERIES")
+    one.add_argument(
+        "--source",
+        metavar="WHERE",
+        help="a directory, a tarball, DIR@REV of a git repository, or debian:SERIES",
+    )
+    one.add_argument(
+        "--config", type=Path, metavar="FILE", help="a .config of yours to start from, not nothing"
+    )
     one.add_argument("--flavour", choices=series.FLAVOURS, help="with --source: what goes on first")
     one.add_argument(
         "--patch",
@@ -62,6 +69,10 @@ def parser() -> argparse.ArgumentParser:
     )
     sh = verb("shell", shell.main, "open a shell in a guest, with the suite in it")
     sh.add_argument("--kernel", default=DEFAULT, metavar="KERNEL", help=KERNEL_HELP)
+    bisect.arguments(verb("bisect", bisect.main, "find the commit that broke the contract"))
+    bisect.step_arguments(
+        verb("bisect-step", bisect.step_main, "judge one commit, as git bisect run wants it")
+    )
     verb("check", _check, "run the project's own tests: lint, types, harness, contract")
     verb("doctor", doctor.main, "say what this host can do")
     bench.arguments(verb("bench", bench.main, "measure and print the project's figures"), DEFAULT)
@@ -82,7 +93,10 @@ def _build(given: argparse.Namespace) -> int:
         source, flavour = build.named(given.kernel)
     else:
         source, flavour = given.source, "stock" if none else given.flavour
-    print(build.build_kernel(source, flavour=flavour, patches=patches, say=say).image)
+    kernel = build.build_kernel(
+        source, flavour=flavour, patches=patches, config=given.config, say=say
+    )
+    print(kernel.image)
     return 0
 
 

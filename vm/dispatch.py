@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import random
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +21,14 @@ TEST = 15.0  # pytest-timeout's, inside the guest: it fails the test with a stac
 GRACE = 5.0  # what the guest may take beyond that before the host gives it up
 SILENCE = 5.0  # without a record or a console line, the guest is pinged
 PING = 3.0
+
+
+def seed() -> str:
+    """For what a test does at random: ``OOMTEST_SEED``, or a new one.
+
+    From here because a guest that is restored from a snapshot has the same randomness each time.
+    """
+    return os.environ.get("OOMTEST_SEED") or str(random.SystemRandom().getrandbits(32))
 
 
 @dataclass
@@ -79,26 +89,35 @@ class Dispatcher:
         await self._drop()
         return await snapshot.restore()
 
-    def run(self, nodeid: str, snapshot: Snapshot, limit: float, then: Snapshot | None) -> Result:
+    def run(
+        self,
+        nodeid: str,
+        snapshot: Snapshot,
+        limit: float,
+        then: Snapshot | None,
+        mutant: int = 0,
+    ) -> Result:
         """Run one test in a pristine machine.
 
         :param nodeid: as the guest's session has collected it.
         :param snapshot: where the machine comes from.
         :param limit: seconds the test may take in the guest before the host gives up on it.
         :param then: the snapshot that the next test will want, restored meanwhile.
+        :param mutant: the mistake that a kernel of the flavour ``mutants`` is to make.
         :returns: reports and, if the machine was lost, how.
         :raises LostVM: if no machine could be restored.
         """
-        return self.wait(self._run(nodeid, snapshot, limit, then))  # type: ignore[no-any-return]
+        result: Result = self.wait(self._run(nodeid, snapshot, limit, then, mutant))
+        return result
 
     async def _run(
-        self, nodeid: str, snapshot: Snapshot, limit: float, then: Snapshot | None
+        self, nodeid: str, snapshot: Snapshot, limit: float, then: Snapshot | None, mutant: int
     ) -> Result:
         result = Result()
         began = time.monotonic()
         machine = await self._take(snapshot)
         try:
-            await machine.send(id=nodeid)
+            await machine.send(id=nodeid, mutant=mutant, seed=seed())
             result.crash = await self._follow(machine, snapshot.spec.accel, limit, then, result)
         except LostVM:
             # The line closes a moment before the process is gone and its console complete.

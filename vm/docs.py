@@ -46,8 +46,8 @@ def carried() -> Iterator[tuple[str, str]]:
 def text() -> str:
     """The whole document."""
     tests: dict[str, list[str]] = {}
-    for clause, name in carried():
-        tests.setdefault(clause, []).append(name)
+    for held, name in carried():
+        tests.setdefault(held, []).append(name)
     parts = [PREFACE.read_text().rstrip(), ""]
     for clause in clauses().values():
         core = ", core" if clause.core else ""

@@ -21,7 +21,7 @@ from _pytest.reports import TestReport
 from vm import deaths, dispatch, outcome, results, snapshot, verdict
 from vm.errors import INCONCLUSIVE, LostVM, UserError
 from vm.outcome import Crash
-from vm.target import Target
+from vm.target import Target, split
 
 ROOT = Path(__file__).resolve().parent.parent
 HARNESS = ROOT / "tests" / "harness"
@@ -34,8 +34,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--kernel",
         action="append",
         metavar="KERNEL",
-        help="run the tests in QEMU guests of this kernel: an image, or SERIES/FLAVOUR; "
-        "may be repeated",
+        help="run the tests in QEMU guests of this kernel: an image, or SERIES/FLAVOUR, or "
+        "6.1/mutants#N for one that makes mistake N; may be repeated",
     )
     group.addoption(
         "--accel",
@@ -53,6 +53,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "module is built against it; may be repeated",
     )
     group.addoption("--json", metavar="FILE", help="write the verdict to FILE as data")
+    group.addoption("--html", metavar="FILE", help="write the verdict to FILE to be read")
     group.addoption(
         "--clause",
         action="append",
@@ -134,14 +135,7 @@ class Guests:
             return
         for name in self._kernels():
             try:
-                target = Target(
-                    name,
-                    self.config.getoption("--accel"),
-                    self._wanted(),
-                    self.dispatcher,
-                    self.say,
-                    self.config.getoption("--kernel-build"),
-                )
+                target = self._target(name)
             except UserError as error:
                 self._unfit(name, error)
                 continue
@@ -150,20 +144,41 @@ class Guests:
             if collector is not None:
                 collector.describe(name, **target.describe())
         if not self.targets:
-            pytest.exit("no kernel can be asked", returncode=INCONCLUSIVE)
+            raise pytest.UsageError("no kernel can be asked: see above")
+
+    def _target(self, name: str) -> Target:
+        """A kernel, ready; those that differ in nothing but their mistake share all they have."""
+        stem, mutant = split(name)
+        for known in self.targets.values():
+            if known.kernel.name == stem:
+                return known.mutated(mutant)
+        new = Target(
+            stem,
+            self.config.getoption("--accel"),
+            self._wanted(),
+            self.dispatcher,
+            self.say,
+            self.config.getoption("--kernel-build"),
+        )
+        return new.mutated(mutant)
 
     def _collector(self) -> results.Results | None:
         found: results.Results | None = self.config.pluginmanager.getplugin(results.NAME)
         return found
 
     def _unfit(self, name: str, error: UserError) -> None:
-        """Leave out a kernel that has no answer to give, unless it is the only one."""
+        """Leave out a kernel that has no answer to give, unless it is the only one.
+
+        :raises pytest.UsageError: with that one line, which is all that the user gets to see.
+        """
         collector = self._collector()
         if collector is not None and error.exit_code == INCONCLUSIVE:
             collector.give_up(name, str(error))
-        if error.exit_code != INCONCLUSIVE or len(self._kernels()) == 1:
-            pytest.exit(str(error), returncode=error.exit_code)
-        self.say(str(error))
+        if error.exit_code != INCONCLUSIVE:
+            raise pytest.UsageError(str(error))
+        if len(self._kernels()) == 1:
+            raise pytest.UsageError(f"inconclusive: {error}")
+        self.say(f"inconclusive: {error}")
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:
@@ -210,9 +225,7 @@ class Guests:
         items[:] = sorted(
             routed,
             key=lambda one: (
-                order.index(self.routes[one.nodeid][0].kernel.name)
-                if one.nodeid in self.routes
-                else -1
+                order.index(self.routes[one.nodeid][0].name) if one.nodeid in self.routes else -1
             ),
         )
 
@@ -241,7 +254,7 @@ class Guests:
         try:
             here, then = self._machine(item), self._machine(nextitem)
             assert here is not None
-            result = self.dispatcher.run(nodeid, here, limit, then)
+            result = self.dispatcher.run(nodeid, here, limit, then, target.mutant)
         except (LostVM, UserError) as error:
             result = dispatch.Result(crash=Crash("lost", str(error)))
         for report in self._reports(item, result, began):

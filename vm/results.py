@@ -19,16 +19,18 @@ from rich.table import Table
 from rich.text import Text
 
 from vm import cache
+from vm.report import html
 from vm.verdict import INCONCLUSIVE, UNASKED, Answer, Judgement, Row, clauses, judge
 
 NAME = "oomtest-results"
 STYLES = {"kept": "green", "broken": "bold red", "silent": "red", "deviates": "yellow"}
+OURS = frozenset({"clause", "kernel", "outcome"})  # properties that are not a test's own
 WORST = ("passed", "skipped")  # better than any other state, in this order
 
 
-def reason(report: pytest.TestReport) -> str:
+def reason(ended: pytest.TestReport) -> str:
     """Why a test did not pass, in one line."""
-    longrepr: Any = report.longrepr
+    longrepr: Any = ended.longrepr
     if isinstance(longrepr, tuple):
         text = str(longrepr[2])
     elif hasattr(longrepr, "reprcrash") and longrepr.reprcrash is not None:
@@ -78,7 +80,9 @@ class Results:
             state, detail = known.state, known.detail
         else:
             detail = "" if report.passed else reason(report)
-        answer = Answer(report.nodeid, str(said["clause"]), state, detail, round(seconds, 3))
+        measured = {name: value for name, value in said.items() if name not in OURS}
+        clause = str(said["clause"])
+        answer = Answer(report.nodeid, clause, state, detail, round(seconds, 3), measured)
         self.answers[kernel][report.nodeid] = answer
 
     def pytest_sessionfinish(self) -> None:
@@ -90,11 +94,17 @@ class Results:
         self._write()
 
     def _write(self) -> None:
-        target = self.config.getoption("--json")
-        if target and self.judgements:
-            with cache.atomic(Path(target)) as scratch:
-                scratch.write_text(json.dumps(self.data(), indent=1) + "\n")
-                scratch.chmod(0o644)
+        if not self.judgements:
+            return
+        for option, written in (
+            ("--json", lambda data: json.dumps(data, indent=1) + "\n"),
+            ("--html", html),
+        ):
+            target = self.config.getoption(option)
+            if target:
+                with cache.atomic(Path(target)) as scratch:
+                    scratch.write_text(written(self.data()))
+                    scratch.chmod(0o644)
 
     def data(self) -> dict[str, Any]:
         """The verdicts as data: what the JSON file holds, docs/REPORTS.md describes."""

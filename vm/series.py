@@ -75,6 +75,7 @@ FLAVOURS = {
         Flavour("stock"),
         Flavour("reference", (REFERENCE,)),
         Flavour("mutants", (REFERENCE, MUTANTS)),
+        Flavour("mutants-debug", (REFERENCE, MUTANTS), ("debug.config",)),
     )
 }
 

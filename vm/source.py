@@ -17,9 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vm import apt, cache, git, run, series
-from vm.apt import Say
+from vm.apt import Say as Say
 from vm.errors import UserError
 
+# No kernel up to 7.3 calls such a function from mm/oom_kill.c.
+NOTIFIES = re.compile(r"\b(mem_?c(?:group|g)\w*_notif\w*)\s*\(")
 TOUCHED = re.compile(r"^(?:---|\+\+\+) (?:[ab]/)?(\S+)", re.MULTILINE)
 
 
@@ -155,6 +157,12 @@ class Tree:
             if place.with_name(place.name + ".absent").exists():
                 return None
         return None
+
+    def notifies(self) -> str:
+        """The function with which the source as it is tells memcgs of an OOM, empty if none."""
+        text = (self._original("mm/oom_kill.c") or b"").decode(errors="replace")
+        found = NOTIFIES.search(text)
+        return found[1] if found else ""
 
     def patch(self, patches: Sequence[Path]) -> None:
         """Bring the tree to the source plus these patches, whatever was on it before.

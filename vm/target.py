@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -12,6 +13,12 @@ from vm.profiles import PROFILES
 from vm.snapshot import Snapshot
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def split(name: str) -> tuple[str, int]:
+    """A kernel's name and the number of the mistake it is to make, as in ``6.1/mutants#17``."""
+    stem, _, number = name.rpartition("#")
+    return (stem, int(number)) if stem and number.isdigit() else (name, 0)
 
 
 class Target:
@@ -45,12 +52,19 @@ class Target:
         self._dispatcher = dispatcher
         self._say = say
         self._snapshots: dict[str, Snapshot] = {}
+        self.mutant = 0
         self.facts = self.machine("default").facts()
 
     @property
     def name(self) -> str:
         """As the user called it."""
-        return self.kernel.name
+        return f"{self.kernel.name}#{self.mutant}" if self.mutant else self.kernel.name
+
+    def mutated(self, number: int) -> Target:
+        """The same kernel and the same snapshots, making that mistake."""
+        one = copy.copy(self)
+        one.mutant = number
+        return one
 
     def machine(self, profile: str) -> Snapshot:
         """The snapshot of that machine profile, made if it is not cached."""

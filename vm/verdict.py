@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 CLAUSES = Path(__file__).resolve().parent.parent / "tests" / "contract" / "clauses.toml"
@@ -47,6 +47,7 @@ class Answer:
     :ivar state: ``passed``, ``skipped``, or one of :data:`AGAINST` and :data:`NO_ANSWER`.
     :ivar detail: why, in one line.
     :ivar seconds: wall time.
+    :ivar measured: what the test recorded, by name.
     """
 
     test: str
@@ -54,6 +55,7 @@ class Answer:
     state: str
     detail: str = ""
     seconds: float = 0.0
+    measured: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from oomtest_guest import init
 
 SUITE = "/suite"
 REHEARSAL = "rehearsal.py"
+MUTANT = "/sys/module/oom_kill/parameters/mutant"  # of a kernel of the flavour "mutants"
 # Plugins that do nothing for a test in a guest but cost emulated time around each of its phases.
 IDLE = (
     *("cacheprovider", "doctest", "faulthandler", "junitxml", "logging", "pastebin", "setuponly"),
@@ -111,6 +112,10 @@ class Agent:
             if item is None:
                 init.say(self.port, "unknown", id=command["id"])
                 continue
+            if command["mutant"] and not init.write(MUTANT, str(command["mutant"])):
+                init.say(self.port, "fault", text="this kernel has no mutants to choose from")
+                continue
+            os.environ["OOMTEST_SEED"] = str(command["seed"])
             init.say(self.port, "started", id=item.nodeid)
             item.config.hook.pytest_runtest_protocol(item=item, nextitem=None)
             init.say(self.port, "finished", id=item.nodeid)

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What is decided before and after make runs; no kernel is built."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.harness.kernels import A_PORT, BROKEN, ON_TOP, tree_of
+from vm import build, run, series
+from vm.errors import INCONCLUSIVE, USAGE, UserError
+
+
+@pytest.mark.parametrize(
+    ("wanted", "config", "lost"),
+    [
+        ("CONFIG_A=y\n", "CONFIG_A=y\n", []),
+        ("CONFIG_A=y\n", "# CONFIG_A is not set\n", ["CONFIG_A=y"]),
+        ("CONFIG_A=y\n", "", ["CONFIG_A=y"]),
+        ("CONFIG_A=y\n", "CONFIG_A=m\n", ["CONFIG_A=y"]),
+        ("CONFIG_A=y\n", "CONFIG_AB=y\n", ["CONFIG_A=y"]),
+        ("CONFIG_A=n\n", "", []),
+        ("CONFIG_A=n\n", "# CONFIG_A is not set\n", []),
+        ("CONFIG_A=n\n", "CONFIG_A=y\n", ["CONFIG_A=n"]),
+        ("CONFIG_A=8\n", "CONFIG_A=4\n", ["CONFIG_A=8"]),
+        ('CONFIG_A="x"\n', 'CONFIG_A="x"\n', []),
+        ("# CONFIG_A=y\nCONFIG_B=y\n", "CONFIG_B=y\n", []),
+        # Later fragments override earlier ones.
+        ("CONFIG_A=y\nCONFIG_A=n\n", "", []),
+        ("CONFIG_A=n\nCONFIG_A=y\n", "CONFIG_A=y\n", []),
+        # What some versions do not know counts where it is known.
+        ("CONFIG_A=y # if known\n", "", []),
+        ("CONFIG_A=y # if known\n", "# CONFIG_A is not set\n", ["CONFIG_A=y"]),
+        ("CONFIG_A=y # if known\n", "CONFIG_A=y\n", []),
+        ("CONFIG_A=y\nCONFIG_B=y\n", "", ["CONFIG_A=y", "CONFIG_B=y"]),
+    ],
+)
+def test_dropped(wanted: str, config: str, lost: list[str]) -> None:
+    assert build.dropped(wanted, config) == lost
+
+
+@pytest.mark.parametrize(
+    ("name", "is_one"),
+    [
+        ("6.1/reference", True),
+        ("6.12/stock", True),
+        ("5.10/debug-kasan", True),
+        ("6/stock", False),
+        ("6.1.3/stock", False),
+        ("6.1/", False),
+        ("/boot/6.1/stock", False),
+        ("6.1/stock/bzImage", False),
+        ("bzImage", False),
+    ],
+)
+def test_what_a_name_looks_like(name: str, is_one: bool) -> None:
+    assert bool(build.NAME.match(name)) == is_one
+
+
+@pytest.mark.parametrize("name", series.SERIES)
+@pytest.mark.parametrize("flavour", series.FLAVOURS)
+def test_named(name: str, flavour: str) -> None:
+    assert build.named(f"{name}/{flavour}") == (f"debian:{name}", flavour)
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("reference", "reference: not SERIES/FLAVOUR, as in 6.1/reference"),
+        ("2.6/reference", "no series 2.6: there are "),
+        ("6.1/refrence", "no flavour refrence: there are stock, reference"),
+    ],
+)
+def test_wrong_names(name: str, told: str) -> None:
+    with pytest.raises(UserError) as caught:
+        build.named(name)
+    assert str(caught.value).startswith(told)
+    assert caught.value.exit_code == USAGE
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("6.1/refrence", "no flavour refrence"),
+        ("/nonexistent/bzImage", "no such kernel image: /nonexistent/bzImage"),
+    ],
+)
+def test_resolve_refuses(name: str, told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        build.resolve(name)
+
+
+@pytest.mark.parametrize(
+    ("patches", "is_port"),
+    [
+        ((A_PORT,), True),
+        ((ON_TOP,), False),
+        ((A_PORT, ON_TOP), True),
+        ((BROKEN,), False),
+        ((), False),
+    ],
+)
+def test_is_port(cache_dir: Path, tmp_path: Path, patches: tuple[str, ...], is_port: bool) -> None:
+    tree = tree_of(tmp_path)
+    files = []
+    for n, text in enumerate(patches):
+        files.append(tmp_path / f"{n}.patch")
+        files[-1].write_text(text)
+    assert build._is_port(tree, files) == is_port
+    assert "notify" not in (tree.path / "mm/oom_kill.c").read_text()
+
+
+def test_a_comment_about_notification_makes_no_port(cache_dir: Path, tmp_path: Path) -> None:
+    patch = tmp_path / "comment.patch"
+    patch.write_text(A_PORT.replace("+    root_notify();", "+    /* notify nobody */"))
+    assert not build._is_port(tree_of(tmp_path), [patch])
+
+
+def test_missing_patch_is_told_before_anything_else(cache_dir: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"cannot read patch .*gone.patch: No such file"):
+        build.build_kernel("debian:6.1", patches=[tmp_path / "gone.patch"])
+    assert not cache_dir.exists()
+
+
+@pytest.mark.parametrize(
+    ("lines", "told"),
+    [
+        (["  CC x.o", "x.c:1:2: error: 'y' undeclared", "make: *** [x.o] Error 1"],
+         "x.c:1:2: error: 'y' undeclared"),
+        (["ld: x.o: undefined reference to `root_notify'", "make: *** Error 1"],
+         "ld: x.o: undefined reference to `root_notify'"),
+        (["/bin/sh: 1: flex: not found", "make: ***"], "/bin/sh: 1: flex: not found"),
+        (["", "make: *** No rule"], "make: *** No rule"),
+        ([], "no output"),
+    ],
+)  # fmt: skip
+def test_why_a_build_failed(lines: list[str], told: str) -> None:
+    assert build._why(lines) == told
+
+
+def test_a_build_on_a_full_disk_is_told_as_such() -> None:
+    with pytest.raises(OSError, match="No space left"):
+        build._why(["as: x.o: No space left on device"])
+
+
+def test_a_failed_build_is_inconclusive(
+    monkeypatch: pytest.MonkeyPatch, cache_dir: Path, tmp_path: Path
+) -> None:
+    def fail(command: list[str], *_: object, **__: object) -> None:
+        raise run.Failed(command, 2, ["mm/oom_kill.c:9: error: expected ';'"])
+
+    monkeypatch.setattr(run, "watch", fail)
+    with pytest.raises(
+        UserError, match=r"6\.1/x does not build: mm/oom_kill\.c:9: error"
+    ) as caught:
+        build._make(tmp_path, tmp_path / "objects", [], "6.1/x", lambda line: None)
+    assert caught.value.exit_code == INCONCLUSIVE
+
+
+def test_make_is_not_installed(own_path: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="make not found: install it"):
+        build._make(tmp_path, tmp_path / "objects", [], "6.1/x", lambda line: None)

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The cache: files appear whole or not at all, and a full disk is one line."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from vm import cache
+from vm.errors import INCONCLUSIVE, UserError
+
+
+def test_where(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("OOMTEST_CACHE", str(tmp_path))
+    assert cache.cache_dir() == tmp_path
+    monkeypatch.delenv("OOMTEST_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache.cache_dir() == tmp_path / "xdg" / "oomtest"
+
+
+def test_atomic(tmp_path: Path) -> None:
+    target = tmp_path / "new" / "file"
+    with cache.atomic(target) as scratch:
+        scratch.write_text("whole")
+        assert not target.exists()
+        assert scratch.parent == target.parent  # a rename between file systems is none
+    assert target.read_text() == "whole"
+    assert os.listdir(target.parent) == ["file"]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_atomic_leaves_nothing_on_error(tmp_path: Path, error: type[BaseException]) -> None:
+    target = tmp_path / "file"
+    target.write_text("before")
+    with pytest.raises(error), cache.atomic(target) as scratch:
+        scratch.write_text("half")
+        raise error
+    assert target.read_text() == "before"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_one_line(tmp_path: Path, number: int) -> None:
+    with pytest.raises(UserError) as caught, cache.disk_full(tmp_path):
+        raise OSError(number, "x")
+    assert caught.value.exit_code == INCONCLUSIVE
+    assert f"no space left for {tmp_path}" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_other_errors_are_left_alone(tmp_path: Path) -> None:
+    with pytest.raises(PermissionError), cache.disk_full(tmp_path):
+        raise PermissionError(errno.EACCES, "x")
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 KiB."""
+    where = tmp_path / "tiny"
+    where.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(where)]
+    if os.geteuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("needs to mount a tmpfs")
+    yield where
+    subprocess.run(["umount", str(where)], check=True)
+
+
+def test_a_really_full_disk(tiny: Path) -> None:
+    with (
+        pytest.raises(UserError, match=r"no space left for .*/tiny/file: free some"),
+        cache.atomic(tiny / "file") as scratch,
+    ):
+        scratch.write_bytes(bytes(1 << 17))
+    assert os.listdir(tiny) == []
+    with cache.atomic(tiny / "file") as scratch:
+        scratch.write_bytes(bytes(1 << 12))
+    assert os.listdir(tiny) == ["file"]
+
+
+def test_lock_is_a_lock(cache_dir: Path) -> None:
+    def free() -> bool:
+        command = ["flock", "-n", str(cache_dir / "locks" / "one.lock"), "true"]
+        return subprocess.run(command, check=False).returncode == 0
+
+    with cache.locked("one"), cache.locked("other"):
+        assert not free()
+    assert free()
+
+
+def test_size_and_clean(cache_dir: Path) -> None:
+    assert cache.size() == 0
+    (cache_dir / "images").mkdir(parents=True)
+    (cache_dir / "images" / "a").write_bytes(os.urandom(1 << 16))
+    with (cache_dir / "images" / "sparse").open("wb") as file:
+        file.truncate(1 << 30)
+    assert 1 << 16 <= cache.size() < 1 << 20
+    cache.clean()
+    assert not cache_dir.exists()
+    cache.clean()

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Judgements on listeners, with eventfds that nothing but the test signals."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from helpers import judge
+from helpers.evidence import Silent, Unproven
+from helpers.listeners import Listener
+
+ROOT: Any = None  # no memcg is touched
+
+
+class Fences:
+    """Stands for the fence; what is signalled during each of its calls is given."""
+
+    def __init__(self) -> None:
+        self.calls: list[Callable[[], object]] = []
+
+    def __call__(self, root: object) -> None:
+        if self.calls:
+            self.calls.pop(0)()
+
+
+@pytest.fixture
+def fences(monkeypatch: pytest.MonkeyPatch) -> Fences:
+    fences = Fences()
+    monkeypatch.setattr(judge, "fence", fences)
+    monkeypatch.setattr(judge, "PATIENCE", 0.02)
+    monkeypatch.setattr(judge, "SETTLE", 0.0)
+    return fences
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[Listener, Listener]]:
+    pair = Listener("one"), Listener("other")
+    yield pair
+    for listener in pair:
+        listener.close()
+
+
+Pair = tuple[Listener, Listener]
+
+
+def signal(listener: Listener, count: int = 1) -> None:
+    os.eventfd_write(listener.fd, count)
+
+
+@pytest.mark.usefixtures("fences")
+def test_fires(pair: Pair) -> None:
+    with pytest.raises(Silent, match="did not signal one, other"):
+        judge.fires(*pair)
+    signal(pair[0], 3)
+    with pytest.raises(AssertionError, match="did not signal other, but others") as caught:
+        judge.fires(*pair)
+    assert not isinstance(caught.value, Silent)
+    signal(pair[0], 3)
+    signal(pair[1])
+    assert judge.fires(*pair) == [3, 1]
+
+
+def test_settled_adds_what_came_later(pair: Pair, fences: Fences) -> None:
+    fences.calls = [lambda: signal(pair[1], 2)]
+    assert judge.settled(ROOT, pair, [1, 1]) == [1, 3]
+
+
+@pytest.mark.usefixtures("fences")
+def test_silence(pair: Pair) -> None:
+    judge.stays_silent(ROOT, *pair, after="nothing")
+
+
+@pytest.mark.usefixtures("fences")
+def test_a_signal_breaks_silence(pair: Pair) -> None:
+    signal(pair[1])
+    with pytest.raises(AssertionError, match=r"^something signalled other$"):
+        judge.stays_silent(ROOT, *pair, after="something")
+
+
+def test_a_late_signal_breaks_silence(pair: Pair, fences: Fences) -> None:
+    fences.calls = [lambda: signal(pair[0])]
+    with pytest.raises(AssertionError, match="signalled one, with a delay"):
+        judge.stays_silent(ROOT, *pair, after="something")
+
+
+def test_the_fences_own_signal_is_not_held_against_the_kernel(pair: Pair, fences: Fences) -> None:
+    fences.calls = [lambda: signal(pair[0]), lambda: signal(pair[0])]
+    with pytest.raises(Unproven, match="by an unrelated memcg OOM"):
+        judge.stays_silent(ROOT, *pair, after="something")
+
+
+@pytest.mark.usefixtures("fences")
+def test_alive(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(judge, "system_oom", lambda: signal(pair[0]))
+    judge.alive_on_root(pair[0])
+    signal(pair[1])  # from before: says nothing
+    with pytest.raises(Unproven, match="a system OOM does not signal other"):
+        judge.alive_on_root(*pair)

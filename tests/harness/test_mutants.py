@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The catalogue of wrong kernels, and what is made of the judgement on one."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from vm import matrix, mutants, verdict
+from vm.mutants import Mutant, Outcome
+from vm.target import split
+from vm.verdict import Answer
+
+CONTRACT = verdict.clauses()
+
+
+def outcome(kind: str, named: tuple[str, ...], **states: str) -> Outcome:
+    """What becomes of a mutant whose tests ended so, one for each clause; the others pass."""
+    answers = [Answer(name, name, states.get(name, "passed")) for name in CONTRACT]
+    judgement = verdict.judge(answers, CONTRACT)
+    return mutants.weigh(Mutant(7, "name <&>", "mistake", kind, named), judgement)
+
+
+@pytest.mark.parametrize(
+    ("kind", "named", "states", "state", "by"),
+    [
+        ("wrong", ("P3",), {"P3": "failed"}, "killed", ("P3",)),
+        ("wrong", ("P4", "P3"), {"P3": "failed", "P4": "panic"}, "killed", ("P4", "P3")),
+        ("wrong", ("P3",), {"N1": "failed", "P3": "failed"}, "killed", ("P3", "N1")),
+        ("wrong", ("P3",), {"N1": "failed"}, "killed by another", ("N1",)),
+        ("wrong", ("P1",), {"P1": "silent"}, "killed", ("P1",)),
+        ("wrong", ("P3",), {}, "survived", ()),
+        ("wrong", ("P3",), {"P3": "skipped"}, "survived", ()),
+        ("wrong", ("P3",), {"P3": "unproven"}, "survived", ()),
+        ("wrong", ("P3",), {"P9": "failed"}, "survived", ()),
+        ("deviation", ("P9",), {"P9": "silent"}, "deviates", ("P9",)),
+        ("deviation", ("P9",), {"P8": "failed"}, "deviates", ("P8",)),
+        ("deviation", ("P9",), {"P9": "failed", "P1": "failed"}, "wrongly rejected", ("P9", "P1")),
+        ("deviation", ("P9",), {}, "survived", ()),
+        ("right", (), {}, "left alone", ()),
+        ("right", (), {"P9": "failed"}, "left alone", ()),
+        ("right", (), {"K3": "failed"}, "wrongly rejected", ("K3",)),
+        ("right", (), {"N1": "unproven"}, "inconclusive", ()),
+    ],
+)
+def test_weigh(
+    kind: str, named: tuple[str, ...], states: dict[str, str], state: str, by: tuple[str, ...]
+) -> None:
+    found = outcome(kind, named, **states)
+    assert (found.state, found.by) == (state, by)
+
+
+def test_every_mistake_of_the_catalogue_is_in_the_patch_and_the_other_way_round() -> None:
+    text = (mutants.HERE / "patches" / "mutants-6.1.patch").read_text()
+    added = "\n".join(re.findall(r"^\+(?!\+\+)(.*)$", text, re.MULTILINE))
+    singles = re.findall(r"(?:oom_mutant\(|notify_for\(|case )(\d+)(?!\d| \.\.\.)", added)
+    ranges = re.findall(r"case (\d+) \.\.\. (\d+)", added)
+    made = {int(number) for number in singles}
+    made |= {number for first, last in ranges for number in range(int(first), int(last) + 1)}
+    listed = {one.number for one in mutants.catalogue().values() if not one.patch}
+    assert made == listed - {0}
+
+
+def test_patches_of_the_catalogue_are_there() -> None:
+    patches = [one.patch for one in mutants.catalogue().values() if one.patch]
+    assert patches
+    for name in patches:
+        assert (mutants.HERE / "patches" / name).is_file()
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        'kind = "wrong"\nclauses = []',
+        'kind = "right"\nclauses = ["P1"]',
+        'kind = "odd"\nclauses = ["P1"]',
+        'kind = "wrong"\nclauses = ["P99"]',
+    ],
+)
+def test_catalogue_refuses(tmp_path: Path, row: str) -> None:
+    file = tmp_path / "mutants.toml"
+    file.write_text(f'[[mutant]]\nnumber = 1\nname = "n"\nmistake = "m"\n{row}\n')
+    with pytest.raises(ValueError, match="mutant 1: "):
+        mutants.catalogue(file)
+
+
+def test_picture_is_xml_with_a_box_for_each_clause() -> None:
+    rows = [outcome("wrong", ("P3",), P3="failed"), outcome("right", (), K3="failed")]
+    picture = ElementTree.fromstring(matrix.svg(rows))  # noqa: S314  our own
+    boxes = picture.findall(".//{http://www.w3.org/2000/svg}rect")
+    assert len(boxes) == 1 + 2 * len(CONTRACT) + len(matrix.CELLS)
+
+
+@pytest.mark.parametrize(
+    ("name", "kernel", "number"),
+    [
+        ("6.1/mutants#17", "6.1/mutants", 17),
+        ("6.1/mutants", "6.1/mutants", 0),
+        ("/boot/a#b", "/boot/a#b", 0),
+        ("#3", "#3", 0),
+    ],
+)
+def test_a_kernels_name_may_choose_a_mutant(name: str, kernel: str, number: int) -> None:
+    assert split(name) == (kernel, number)
