@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Ways to run a system out of memory: each body goes on until whoever runs it is killed.
+
+Those that fill kernel memory hold what the OOM reaper cannot take from them (mm/oom_kill.c): it is
+free when they have exited.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import itertools
+import mmap
+import os
+import signal
+import socket
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+
+from helpers import gate
+from helpers.hogs import CHUNK, populate, sleep_forever
+from helpers.memcgs import MIB, put
+
+libc = ctypes.CDLL(None, use_errno=True)
+libc.shmat.restype = ctypes.c_void_p
+libc.shmat.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_int)
+
+IPC_PRIVATE, IPC_RMID = 0, 0
+PR_SET_PDEATHSIG = 1
+SO_SNDBUFFORCE = 32
+F_SETPIPE_SZ = 1031
+PMD = 2 * MIB  # what one table of page table entries maps (x86-64, arm64 with pages of 4 KiB)
+
+_held: list[object] = []
+
+
+def forever() -> Iterator[int]:
+    """Count without end, where that may be done.
+
+    :raises Forbidden: unless system OOMs are allowed.
+    """
+    gate.require("exhausting the system's memory")
+    return itertools.count()
+
+
+def anonymous_by_faults() -> None:
+    """Private anonymous memory, touched page by page."""
+    for _ in forever():
+        area = mmap.mmap(-1, CHUNK, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        _held.append(area)
+        ctypes.memset(ctypes.addressof(ctypes.c_char.from_buffer(area)), 1, CHUNK)
+
+
+def locked() -> None:
+    """Anonymous memory through mlock(2)."""
+    for _ in forever():
+        area = mmap.mmap(-1, CHUNK, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        _held.append(area)
+        start = ctypes.addressof(ctypes.c_char.from_buffer(area))
+        libc.mlock(ctypes.c_void_p(start), ctypes.c_size_t(CHUNK))
+
+
+def shared_anonymous() -> None:
+    """Shared anonymous memory: shmem without a name."""
+    flags = mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
+    for _ in forever():
+        _held.append(mmap.mmap(-1, CHUNK, flags=flags))
+
+
+def _write_on(fd: int) -> None:
+    data = bytes(1 << 18)
+    for _ in forever():
+        os.write(fd, data)
+
+
+def memfd() -> None:
+    """A memfd, written to."""
+    _write_on(os.memfd_create("oomtest"))
+
+
+@contextlib.contextmanager
+def tmpfs(options: str) -> Iterator[str]:
+    """A tmpfs of our own.
+
+    :param options: such as ``size=1m``; ``size=0`` is without a limit.
+    :raises OSError: if it cannot be mounted.
+    """
+    with tempfile.TemporaryDirectory(prefix="oomtest-") as directory:
+        if libc.mount(b"oomtest", directory.encode(), b"tmpfs", 0, options.encode()):
+            raise OSError(ctypes.get_errno(), "mounting a tmpfs")
+        try:
+            yield directory
+        finally:
+            libc.umount2(directory.encode(), 2)  # MNT_DETACH: a dying hog may still hold it
+
+
+def tmpfs_file(directory: str) -> Callable[[], None]:
+    """A file on a tmpfs that goes when its hog does.
+
+    :param directory: on the tmpfs.
+    """
+    return lambda: _write_on(os.open(directory, os.O_TMPFILE | os.O_RDWR))
+
+
+def sysv() -> bool:
+    """Whether the kernel has System V shared memory (CONFIG_SYSVIPC)."""
+    segment = libc.shmget(IPC_PRIVATE, mmap.PAGESIZE, 0o600)
+    return bool(segment >= 0 and libc.shmctl(segment, IPC_RMID, None) == 0)
+
+
+def sysv_segments() -> None:
+    """System V shared memory, attached and touched."""
+    for _ in forever():
+        segment = libc.shmget(IPC_PRIVATE, CHUNK, 0o600)
+        address = libc.shmat(segment, None, 0)
+        libc.shmctl(segment, IPC_RMID, None)  # from now on it goes with whoever is attached
+        ctypes.memset(address, 1, CHUNK)
+
+
+def pipes() -> None:
+    """Pipe buffers: kernel memory that belongs to no address space."""
+    data = bytes(1 << 16)
+    for _ in forever():
+        reading, writing = os.pipe()
+        _held.append((reading, writing))
+        fcntl.fcntl(writing, F_SETPIPE_SZ, MIB)
+        os.set_blocking(writing, False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                os.write(writing, data)
+
+
+def sockets() -> None:
+    """Unix sockets that nobody reads from."""
+    data = bytes(1 << 16)
+    for _ in forever():
+        pair = socket.socketpair()
+        _held.append(pair)
+        pair[0].setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, 64 * MIB)
+        pair[0].setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                pair[0].send(data)
+
+
+def page_tables() -> None:
+    """Page tables: reading untouched memory maps the zero page and fills nothing but them."""
+    for _ in forever():
+        area = mmap.mmap(-1, 512 * PMD, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        _held.append(area)
+        area[::PMD]  # reads one byte of each
+
+
+def processes() -> None:
+    """Children by the dozen, each with a little memory of its own; they go with their parent."""
+
+    def child() -> None:
+        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        put("/proc/self/oom_score_adj", "0")
+        populate(MIB)
+        sleep_forever()
+
+    for _ in forever():
+        if os.fork() == 0:
+            try:
+                child()
+            finally:
+                os._exit(0)
+
+
+def slowly() -> None:
+    """Private anonymous memory, slowly enough for kswapd to run out of it first."""
+    for _ in forever():
+        populate(MIB // 2)
+        time.sleep(0.002)

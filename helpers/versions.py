@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What differs between kernels, in one place: tests ask here and compare no versions.
+
+The kernel is asked itself where it can be, since vendors carry changes back; the versions in the
+table are mainline's. The code is in mm/memcontrol.c, since 6.11 in mm/memcontrol-v1.c. What no
+test has to ask about:
+
+- Page faults that ran out of memory call out_of_memory() themselves until 5.15
+  (pagefault_out_of_memory(), mm/oom_kill.c); since then they are tried again.
+- Since 6.12 the log says once of each file of v1 that it "is deprecated". That is no complaint.
+- A line beginning with "oom-kill:" sums each OOM up in the log since 5.0.
+- /proc/vmstat has oom_kill since 4.13.
+- cgroup.event_control is there for anybody to write until 6.12, for root in 7.3.
+- PREEMPT_RT refuses every registration with EOPNOTSUPP since 5.18.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+
+from helpers.memcgs import Memcg
+
+LRU_GEN = "/sys/kernel/mm/lru_gen"
+
+
+def release() -> tuple[int, int]:
+    """Version and patch level of the running kernel, for what cannot be asked otherwise."""
+    major, minor = re.findall(r"\d+", os.uname().release)[:2]
+    return int(major), int(minor)
+
+
+def _flat(root: Memcg) -> bool:
+    scratch = root.child(f"oomtest-flat-{os.getpid()}")
+    try:
+        return scratch.use_hierarchy(False)
+    finally:
+        scratch.remove()
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Something that not every kernel has.
+
+    :ivar versions: the mainline kernels that have it.
+    :ivar ask: given the root memcg, whether this one has it.
+    """
+
+    versions: str
+    ask: Callable[[Memcg], bool]
+
+
+DIFFERENCES = {
+    "a memory.use_hierarchy that can be cleared": Difference("until 5.10", _flat),
+    "oom_kill in memory.oom_control": Difference(
+        "since 4.14", lambda root: root.oom_control().oom_kill is not None
+    ),
+    "MGLRU": Difference(
+        "since 6.1, CONFIG_LRU_GEN", lambda root: os.path.exists(f"{LRU_GEN}/min_ttl_ms")
+    ),
+}
+
+
+def need(what: str, root: Memcg) -> None:
+    """Skip the test unless this kernel has it.
+
+    :param what: a key of :data:`DIFFERENCES`.
+    """
+    if not DIFFERENCES[what].ask(root):
+        pytest.skip(f"this kernel lacks {what} ({DIFFERENCES[what].versions})")

@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Processes and threads that wait for an eventfd, each in its way."""
+
+from __future__ import annotations
+
+import os
+import select
+import threading
+import time
+from collections.abc import Callable
+
+from helpers.evidence import Inconclusive
+from helpers.hogs import SPARED, Child
+from helpers.listeners import Listener
+
+READY = 10.0  # seconds until a waiter must be asleep
+
+
+def block(fd: int) -> None:
+    """Wait in a blocking read(2)."""
+    os.set_blocking(fd, True)  # of the open file: of all who share it
+    os.eventfd_read(fd)
+
+
+def poll(fd: int) -> None:
+    """Wait for it to become readable."""
+    poller = select.poll()
+    poller.register(fd, select.POLLIN)
+    poller.poll()
+
+
+def choose(fd: int) -> None:
+    """Wait in select(2)."""
+    select.select([fd], [], [])
+
+
+def epoll(fd: int, flags: int = 0) -> None:
+    """Wait in epoll_wait(2)."""
+    with select.epoll() as waiting:
+        waiting.register(fd, select.EPOLLIN | flags)
+        waiting.poll()
+
+
+def epoll_edge(fd: int) -> None:
+    """Wait in epoll_wait(2) for the edge."""
+    epoll(fd, select.EPOLLET)
+
+
+def second_edge(fd: int) -> None:
+    """Wait for an edge after the one with which epoll tells of what was there before."""
+    with select.epoll() as waiting:
+        waiting.register(fd, select.EPOLLIN | select.EPOLLET)
+        waiting.poll()
+        waiting.poll()
+
+
+def nested_epoll(fd: int) -> None:
+    """Wait for an epoll instance that watches the eventfd."""
+    with select.epoll() as inner:
+        inner.register(fd, select.EPOLLIN)
+        poll(inner.fileno())
+
+
+WAYS: dict[str, Callable[[int], None]] = {
+    "a blocking read": block,
+    "poll": poll,
+    "select": choose,
+    "epoll": epoll,
+    "edge-triggered epoll": epoll_edge,
+    "nested epoll": nested_epoll,
+}
+
+
+def _sleeps(task: str) -> bool:
+    """Whether a task waits, interruptibly."""
+    with open(f"/proc/{task}/stat", encoding="ascii", errors="replace") as file:
+        return file.read().rpartition(")")[2].split()[0] == "S"
+
+
+def _settle(task: str, name: str) -> None:
+    deadline = time.monotonic() + READY
+    while not _sleeps(task):
+        if time.monotonic() > deadline:
+            raise Inconclusive(f"{name}: does not get to wait")
+        time.sleep(0.005)
+
+
+class Waiter:
+    """A child that has inherited a listener's eventfd and waits for it.
+
+    :param way: how; returns when the eventfd was signalled.
+    :param prepare: what the child does before, such as to give up its privileges.
+    :raises Inconclusive: if it does not get to wait.
+    """
+
+    def __init__(
+        self,
+        listener: Listener,
+        way: Callable[[int], None],
+        prepare: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.name = listener.name
+
+        def body() -> None:
+            prepare()
+            way(listener.fd)
+
+        self.child = Child(body, score=SPARED)
+        _settle(str(self.child.pid), self.name)
+
+    def woken(self, seconds: float) -> bool:
+        """Whether it has ended its wait, within ``seconds``."""
+        return self.child.wait(seconds) == 0
+
+    def close(self) -> None:
+        """Let it go."""
+        self.child.kill()
+
+
+class Thread:
+    """A thread of this process that waits for a listener's eventfd."""
+
+    def __init__(self, listener: Listener, way: Callable[[int], None]) -> None:
+        self.name = listener.name
+        self.listener = listener
+        self.thread = threading.Thread(target=way, args=(listener.fd,), daemon=True)
+        self.thread.start()
+        _settle(f"{os.getpid()}/task/{self.thread.native_id}", self.name)
+
+    def woken(self, seconds: float) -> bool:
+        """Whether it has ended its wait, within ``seconds``."""
+        self.thread.join(seconds)
+        return not self.thread.is_alive()
+
+    def close(self) -> None:
+        """Wake it up."""
+        if self.thread.is_alive():
+            os.eventfd_write(self.listener.fd, 1)
+            self.thread.join()

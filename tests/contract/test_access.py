@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""I3 and I4: a kernel without the memory controller, and users without privileges."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import stat
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from helpers.evidence import Unproven
+from helpers.hogs import SPARED, Child
+from helpers.judge import PATIENCE
+from helpers.listeners import Listener, register
+from helpers.memcgs import Memcg
+from helpers.triggers import system_oom
+from helpers.waiters import Waiter, poll
+
+Listen = Callable[..., Listener]
+
+NOBODY = 65534
+CONTROL, EVENTS = "memory.oom_control", "cgroup.event_control"
+
+
+def controller() -> str:
+    """The memory controller's line in /proc/cgroups."""
+    with open("/proc/cgroups", encoding="ascii") as file:
+        return next((line for line in file if line.startswith("memory\t")), "")
+
+
+def disabled() -> bool:
+    """Whether this kernel was told to do without the memory controller."""
+    with open("/proc/cmdline", encoding="ascii") as file:
+        return "cgroup_disable=memory" in file.read().split()
+
+
+@pytest.mark.clause("I3")
+@pytest.mark.profile("nomemcg")
+@pytest.mark.skipif(not disabled(), reason="needs cgroup_disable=memory on the command line")
+@pytest.mark.system_oom
+def test_without_the_controller() -> None:
+    assert controller().split()[-1:] in ([], ["0"]), f"not off: {controller()}"
+    libc = ctypes.CDLL(None, use_errno=True)
+    with tempfile.TemporaryDirectory(prefix="oomtest-") as target:
+        mounted = libc.mount(b"cgroup", target.encode(), b"cgroup", 0, b"memory") == 0
+        if mounted:
+            libc.umount(target.encode())
+    assert not mounted, "the memory controller is off, and can be mounted"
+    for _ in range(2):
+        system_oom()
+
+
+def unprivileged() -> None:
+    """Become nobody."""
+    os.setgroups([])
+    os.setresgid(NOBODY, NOBODY, NOBODY)
+    os.setresuid(NOBODY, NOBODY, NOBODY)
+
+
+def registers(memcg: Memcg) -> int:
+    """The errno that nobody's registration of an own eventfd gets; 0 if it succeeds."""
+
+    def body() -> None:
+        unprivileged()
+        trouble = 0
+        try:
+            control = os.open(memcg.file(CONTROL), os.O_RDONLY)
+            trouble = register(memcg, os.eventfd(0), control)
+        except OSError as error:
+            trouble = error.errno or 255
+        os._exit(trouble)
+
+    return Child(body, score=SPARED).wait() or 0
+
+
+@contextmanager
+def modes(memcg: Memcg, events: int, control: int) -> Iterator[None]:
+    """Give a memcg's files other modes for the duration."""
+    paths = {memcg.file(EVENTS): events, memcg.file(CONTROL): control}
+    before = {path: stat.S_IMODE(os.stat(path).st_mode) for path in paths}
+    try:
+        for path, mode in paths.items():
+            os.chmod(path, mode)
+        yield
+    finally:
+        for path, mode in before.items():
+            os.chmod(path, mode)
+
+
+@pytest.mark.clause("I4")
+@pytest.mark.parametrize("below", [False, True], ids=["root", "a child"])
+def test_modes_decide(
+    root: Memcg,
+    memcg: Callable[..., Memcg],
+    record: Callable[[str, object], None],
+    below: bool,
+) -> None:
+    where = memcg() if below else root
+    got = registers(where)
+    # It has been up to the kernel and to whoever mounted it: told, not judged.
+    record("nobody registers", errno.errorcode.get(got, "yes" if not got else str(got)))
+    for events, control, wanted in (
+        (0o222, 0o644, 0),
+        (0o200, 0o644, errno.EACCES),
+        (0o222, 0o600, errno.EACCES),
+    ):
+        with modes(where, events, control):
+            got = registers(where)
+        told = errno.errorcode.get(got, "success") if got else "success"
+        assert got == wanted, f"{told} with modes {events:o} of {EVENTS} and {control:o}"
+
+
+@pytest.mark.clause("I4")
+@pytest.mark.system_oom
+def test_unprivileged_listener_is_woken(root: Memcg, listen: Listen) -> None:
+    inherited, witness = listen(root, "inherited by nobody"), listen(root, "root's")
+    own = Listener("registered by nobody")
+
+    def enlist() -> None:
+        unprivileged()
+        own.on(root)
+
+    waiters = [Waiter(inherited, poll, unprivileged)]
+    try:
+        with modes(root, 0o222, 0o644):
+            waiters.append(Waiter(own, poll, enlist))
+        system_oom(allocator=root)
+        if not witness.wait(PATIENCE):
+            raise Unproven("no listener on root was signalled")
+        asleep = [one.name for one in waiters if not one.woken(PATIENCE)]
+        assert not asleep, f"a system OOM that woke root's listener did not wake {asleep}"
+    finally:
+        for one in waiters:
+            one.close()
+        own.close()

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""P10: whatever it is that runs the system out of memory."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+import pytest
+
+from helpers import kinds
+from helpers.evidence import Inconclusive
+from helpers.hogs import Child, sleep_forever
+from helpers.judge import fires
+from helpers.listeners import Listener
+from helpers.memcgs import Memcg, put
+from helpers.preflight import sysctl
+from helpers.triggers import system_oom
+from helpers.versions import LRU_GEN, need
+
+pytestmark = [pytest.mark.system_oom, pytest.mark.clause("P10")]
+
+Listen = Callable[..., Listener]
+
+USER = {
+    "anonymous": kinds.anonymous_by_faults,
+    "mlock": kinds.locked,
+    "shared anonymous": kinds.shared_anonymous,
+    "memfd": kinds.memfd,
+}
+KERNEL = {
+    "pipes": kinds.pipes,
+    "unix sockets": kinds.sockets,
+    "page tables": kinds.page_tables,
+}
+
+
+@pytest.mark.parametrize("kind", USER)
+def test_user_memory(root: Memcg, listen: Listen, kind: str) -> None:
+    listener = listen(root, f"root ({kind})")
+    system_oom(allocator=root, body=USER[kind])
+    fires(listener)
+
+
+def test_tmpfs(root: Memcg, listen: Listen) -> None:
+    listener = listen(root, "root (tmpfs)")
+    with kinds.tmpfs("size=0") as directory:
+        system_oom(allocator=root, body=kinds.tmpfs_file(directory))
+    fires(listener)
+
+
+def test_sysv_shared_memory(root: Memcg, listen: Listen) -> None:
+    if not kinds.sysv():
+        pytest.skip("this kernel has no System V shared memory (CONFIG_SYSVIPC)")
+    listener = listen(root, "root (System V shared memory)")
+    system_oom(allocator=root, body=kinds.sysv_segments)
+    fires(listener)
+
+
+@contextmanager
+def somebody_else() -> Iterator[None]:
+    """Somebody else to be killed, should the first victim be long in giving its memory back.
+
+    The kernel panics where it finds nobody (out_of_memory(), mm/oom_kill.c).
+    """
+    other = Child(sleep_forever, score=500)
+    try:
+        yield
+    finally:
+        other.kill()
+
+
+@pytest.mark.parametrize("kind", KERNEL)
+def test_kernel_memory(root: Memcg, listen: Listen, kind: str) -> None:
+    listener = listen(root, f"root ({kind})")
+    with somebody_else():
+        system_oom(allocator=root, body=KERNEL[kind])
+    fires(listener)
+
+
+def test_many_processes(root: Memcg, listen: Listen) -> None:
+    listener = listen(root, "root (many processes)")
+    system_oom(allocator=root, body=kinds.processes)
+    fires(listener)
+
+
+@contextmanager
+def min_ttl(milliseconds: int) -> Iterator[None]:
+    """MGLRU that had rather kill than evict what was used a moment ago (6.1, mm/vmscan.c)."""
+    before = {}
+    for name, value in (("enabled", "7"), ("min_ttl_ms", str(milliseconds))):
+        path = os.path.join(LRU_GEN, name)
+        with open(path, encoding="ascii") as file:
+            before[path] = file.read().strip()
+        put(path, value)
+    try:
+        with sysctl("vm/watermark_scale_factor", "1000"):
+            yield
+    finally:
+        for path, value in reversed(before.items()):
+            with suppress(OSError):
+                put(path, value)
+
+
+def test_kswapd_of_mglru(root: Memcg, listen: Listen) -> None:
+    need("MGLRU", root)
+    listener = listen(root, "root (kswapd)")
+    with min_ttl(3600_000):
+        proof = system_oom(allocator=root, body=kinds.slowly)
+    if not any(re.match(r"kswapd\d+ invoked oom-killer", line) for line in proof.lines):
+        raise Inconclusive("it was not kswapd that invoked the OOM killer")
+    fires(listener)

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""S2: what a system OOM costs, against the number of memcgs and of listeners on them.
+
+Not the whole of it: reclaim walks every memcg, on any kernel. What is timed is what stands between
+out_of_memory() being called and its first look at a process, which is where listeners are told.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import pytest
+
+from helpers.evidence import Inconclusive
+from helpers.listeners import Listener
+from helpers.memcgs import Memcg
+from helpers.tracing import Tracer
+from helpers.triggers import system_oom
+
+Make = Callable[..., Memcg]
+
+# What looks at a process first: since 4.8, before that.
+LOOK = ("oom_evaluate_task", "oom_scan_process_thread")
+# More would take long: reclaim walks them all some two hundred times before there is an OOM.
+SIZES = (1, 100)
+OOMS = 3
+# A walk over 100 memcgs takes tens of times what a walk over one does; what a machine that is busy
+# with something else adds is not in the fastest of several.
+RATIO = 5.0
+NOTHING = 150e-6  # seconds; below that, even emulated, nothing was walked
+
+
+def cost(tracer: Tracer, root: Memcg) -> float:
+    """The least time, in seconds, that any of several system OOMs took to look at a process."""
+    tracer.clear()
+    for _ in range(OOMS):
+        system_oom(allocator=root)
+    took = [
+        second.time - first.time
+        for first, second in itertools.pairwise(tracer.events())
+        if (first.name, second.name) == ("called", "looks") and first.pid == second.pid
+    ]
+    if not took:
+        raise Inconclusive("out_of_memory() was not seen to look for a victim")
+    return min(took)
+
+
+@pytest.mark.clause("S2")
+@pytest.mark.system_oom
+def test_cost_does_not_grow(
+    root: Memcg,
+    memcg: Make,
+    listen: Callable[..., Listener],
+    record: Callable[[str, object], None],
+) -> None:
+    listen(root, "root")
+    below = Listener("below")
+    costs: dict[int, float] = {}
+    made = 0
+    with Tracer() as tracer:
+        tracer.probe("called", "out_of_memory")
+        tracer.probe("looks", *LOOK)
+        for size in SIZES:
+            while made < size:
+                below.on(memcg())
+                made += 1
+            costs[size] = cost(tracer, root)
+            record(f"microseconds with {size} memcgs", round(costs[size] * 1e6))
+    below.close()
+    few, many = costs[SIZES[0]], costs[SIZES[-1]]
+    assert many < max(few * RATIO, NOTHING), (
+        f"a system OOM tells its listeners in {few * 1e6:.0f} us with {SIZES[0]} listening memcg, "
+        f"in {many * 1e6:.0f} us with {SIZES[-1]}"
+    )

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""P6: an OOM of some nodes only, while others have memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from helpers import numa
+from helpers.evidence import CONSTRAINT, Inconclusive
+from helpers.hogs import exhaust
+from helpers.judge import fires
+from helpers.listeners import Listener
+from helpers.memcgs import Memcg, put
+from helpers.triggers import Proof, system_oom
+
+pytestmark = [
+    pytest.mark.system_oom,
+    pytest.mark.clause("P6"),
+    pytest.mark.profile("numa"),
+    # Without NUMA these are skipped, not failed: the reason says what is missing.
+    pytest.mark.skipif(len(numa.nodes()) < 2, reason="needs two memory nodes"),
+]
+
+Listen = Callable[..., Listener]
+
+
+def confined(proof: Proof, wanted: str) -> None:
+    """The kernel says that this OOM was confined."""
+    seen = {match[1] for line in proof.lines if (match := CONSTRAINT.match(line))}
+    if seen != {wanted}:
+        raise Inconclusive(f"the kernel speaks of {', '.join(seen) or 'no constraint'}")
+
+
+@pytest.mark.parametrize("which", [0, -1], ids=["first node", "last node"])
+def test_memory_policy(root: Memcg, listen: Listen, which: int) -> None:
+    node = numa.nodes()[which]
+
+    def body() -> None:
+        numa.bind(node)
+        exhaust()
+
+    listener = listen(root, "root")
+    confined(system_oom(allocator=root, body=body), "CONSTRAINT_MEMORY_POLICY")
+    fires(listener)
+
+
+@pytest.mark.parametrize("below", [False, True], ids=["in root", "below root"])
+def test_cpuset(root: Memcg, memcg: Callable[..., Memcg], listen: Listen, below: bool) -> None:
+    home = memcg() if below else root
+    listener = listen(root, "root")
+    with numa.cpuset(numa.nodes()[-1]) as procs:
+        if procs is None:
+            pytest.skip("no v1 cpuset controller is mounted")
+
+        def body() -> None:
+            put(procs, "0")
+            exhaust()
+
+        confined(system_oom(allocator=home, body=body), "CONSTRAINT_CPUSET")
+    fires(listener)

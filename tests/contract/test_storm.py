@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""P12 and S1: many OOMs at once, and everything else meanwhile."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from helpers.bursts import burst
+from helpers.evidence import Silent
+from helpers.judge import PATIENCE, SETTLE, fires, settled
+from helpers.listeners import Listener
+from helpers.memcgs import Memcg
+from helpers.storm import Storm
+from helpers.triggers import fence, system_oom
+
+pytestmark = pytest.mark.system_oom
+
+STEPS = 60
+
+
+@pytest.mark.clause("P12")
+def test_a_signal_for_each_kill_of_a_burst(
+    root: Memcg, memcg: Callable[..., Memcg], listen: Callable[..., Listener]
+) -> None:
+    home = memcg()
+    listener = listen(root, "root")
+    proof = burst([root, home] * 3)
+    (count,) = settled(root, [listener], fires(listener))
+    killed = proof.system_kills
+    assert count >= killed, f"{count} signals for {killed} system OOM kills"
+
+
+@pytest.fixture
+def storm(root: Memcg, record: Callable[[str, object], None]) -> Iterator[Storm]:
+    seed = int(os.environ.get("OOMTEST_SEED") or time.time_ns() & 0xFFFFFFFF)
+    record("seed", seed)
+    print(f"to repeat it: OOMTEST_SEED={seed}")
+    one = Storm(root, seed)
+    yield one
+    one.close()
+
+
+@pytest.mark.clause("S1")
+def test_storm(root: Memcg, listen: Callable[..., Listener], storm: Storm) -> None:
+    first = listen(root, "registered before the storm")
+    for _ in range(STEPS):
+        storm.step()
+    storm.hog_the_system()
+    status = storm.calm()
+    assert status is None, f"a hog of the storm was not killed: status {status}"
+    last = listen(root, "registered after the storm")
+    fence(root)
+    time.sleep(SETTLE)
+    reconcile(root, storm, first.count())
+    assert not last.count(), "registering on root after the storm signalled"
+    system_oom(allocator=root)
+    for one in (first, last):
+        assert one.wait(PATIENCE), f"{one.name}: no longer signalled by a system OOM"
+
+
+def reconcile(root: Memcg, storm: Storm, total: int) -> None:
+    """The listeners of a storm have got what its kills were due to give them."""
+    killed = storm.system_kills()
+    if not total:
+        raise Silent(f"{killed} proven system OOM kills did not signal root")
+    assert total >= killed, f"{total} signals for {killed} system OOM kills"
+    for entry in storm.listeners:
+        count, name = entry.listener.count(), entry.listener.name
+        if entry.where is root:
+            # The line that names a victim comes after its signal, which may have come too early.
+            due = storm.system_kills(entry.after) - 1
+            assert due <= count <= total, f"{name}: {count} signals, {due} to {total} were due"
+        elif entry.where not in storm.hit:
+            assert not count, f"{name}: {count} signals, and its memcg had no OOM"

@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""K6 and S3: who is killed, what the kernel tells of it, and a victim that listened itself."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from helpers.evidence import Inconclusive, Kill, Kmsg, kills, vmstat_oom_kill
+from helpers.hogs import CHUNK, Bait, Child, exhaust, populate, sleep_forever
+from helpers.judge import PATIENCE, fires
+from helpers.listeners import Listener
+from helpers.memcgs import MIB, Memcg
+from helpers.triggers import Proof, memcg_oom, sysrq_kill, system_oom
+from helpers.versions import release
+
+pytestmark = pytest.mark.system_oom
+
+Make = Callable[..., Memcg]
+Listen = Callable[..., Listener]
+
+# dump_header() and dump_oom_summary() in mm/oom_kill.c; the second since 5.0.
+INVOKED = re.compile(r".* invoked oom-killer: gfp_mask=.* order=(?P<order>-?\d+)")
+SUMMARY = re.compile(r"oom-kill:constraint=(?P<constraint>\w+),.*,pid=(?P<pid>\d+),uid=\d+$")
+RATELIMIT = 5.5  # seconds after which the kernel tells more than the kill again
+
+
+@contextmanager
+def bystanders(*scores: int) -> Iterator[list[Child]]:
+    """Somebody for each of these oom_score_adj, who is not the one to be killed."""
+
+    def body() -> None:
+        populate(MIB)
+        sleep_forever()
+
+    made = []
+    try:
+        for score in scores:
+            made.append(Child(body, score=score))
+        yield made
+    finally:
+        for one in made:
+            one.kill()
+
+
+def counted(cause: Callable[[], Proof]) -> list[str]:
+    """The log of an OOM, whose kills vmstat has counted, each once."""
+    before = vmstat_oom_kill()
+    kmsg = Kmsg()
+    try:
+        cause()
+        told, now = -1, before
+        while told != len(kills(kmsg.read())):  # nothing more in between
+            told, now = len(kills(kmsg.lines)), vmstat_oom_kill()
+        if before is not None and now is not None:
+            assert now - before == told, f"{told} were killed, and vmstat counts {now - before}"
+        return kmsg.lines
+    finally:
+        kmsg.close()
+
+
+def tells(cause: Callable[[], Proof], constraint: str, order: int) -> None:
+    """The kernel's log of one OOM is whole and in order."""
+    lines = counted(cause)
+    if not any(map(INVOKED.match, lines)):
+        time.sleep(RATELIMIT)  # earlier OOMs have used up what the kernel prints of them
+        lines = counted(cause)
+    first = next(n for n, line in enumerate(lines) if kills([line]))
+    victim = kills(lines)[0]
+    invoked = [match for line in lines[:first] if (match := INVOKED.match(line))]
+    assert len(invoked) == 1, f'"invoked oom-killer" stands {len(invoked)} times before the kill'
+    assert int(invoked[0]["order"]) == order, f"an OOM of order {invoked[0]['order']}"
+    summary = [line for line in lines[:first] if line.startswith("oom-kill:")]
+    if not summary and release() < (5, 0):
+        return
+    assert len(summary) == 1, f'"oom-kill:" stands {len(summary)} times before the kill'
+    match = SUMMARY.match(summary[0])
+    if match is None:
+        raise Inconclusive(f"another message stands within {summary[0]!r}")
+    told = (match["constraint"], int(match["pid"]))
+    assert told == (constraint, victim.pid), f'"oom-kill:" tells {told}, killed was {victim.pid}'
+
+
+@pytest.mark.clause("K6")
+def test_system_oom_is_told_and_counted(root: Memcg, listen: Listen) -> None:
+    listen(root, "root")
+    tells(lambda: system_oom(allocator=root), "CONSTRAINT_NONE", 0)
+
+
+@pytest.mark.clause("K6")
+def test_memcg_oom_is_told_and_counted(root: Memcg, memcg: Make, listen: Listen) -> None:
+    listen(root, "root")
+    child = memcg()
+    tells(lambda: memcg_oom(child), "CONSTRAINT_MEMCG", 0)
+
+
+@pytest.mark.clause("K6")
+def test_sysrq_is_told_and_counted(root: Memcg, listen: Listen) -> None:
+    listen(root, "root")
+    tells(lambda: sysrq_kill(root), "CONSTRAINT_NONE", -1)
+
+
+@pytest.mark.clause("K6")
+@pytest.mark.parametrize("cause", ["system OOM", "sysrq-f"])
+def test_the_highest_score_dies_and_nobody_else(
+    root: Memcg, memcg: Make, listen: Listen, cause: str
+) -> None:
+    listen(root, "root")
+    with bystanders(0, 300, 600) as others:
+        if cause == "sysrq-f":
+            proof = sysrq_kill(root)
+        else:
+            proof = system_oom(allocator=root, victim=memcg())
+        first = proof.kills[0].pid
+        wrong = [one.pid for one in others if one.pid == first]
+        assert not wrong, f"{cause}: somebody was killed before the one with the highest score"
+        named = {kill.pid for kill in proof.kills}
+        dead = [one.pid for one in others if not one.alive() and one.pid not in named]
+        assert not dead, f"{cause}: somebody died of whom the log says nothing"
+
+
+def capacity() -> int:
+    """All the memory there is, swap included, in bytes."""
+    with open("/proc/meminfo", encoding="ascii") as file:
+        sizes = dict(line.split(":") for line in file)
+    return sum(int(sizes[name].split()[0]) << 10 for name in ("MemTotal", "SwapTotal"))
+
+
+def filled(pid: int) -> int:
+    """How many pages a process holds."""
+    with open(f"/proc/{pid}/statm", encoding="ascii") as file:
+        return int(file.read().split()[1])
+
+
+@pytest.mark.clause("K6")
+def test_a_hog_beyond_capacity_does_not_go_on(root: Memcg, listen: Listen) -> None:
+    listen(root, "root")
+    more = capacity() // CHUNK + 1
+
+    def body() -> None:
+        for _ in range(more):
+            populate(CHUNK)
+
+    kmsg = Kmsg()
+    hog = Child(body, root)
+    try:
+        held, since = filled(hog.pid), time.monotonic()
+        while hog.alive() and time.monotonic() - since < 4 * PATIENCE:
+            time.sleep(0.05)
+            now = filled(hog.pid) if hog.alive() else held
+            if now != held:
+                held, since = now, time.monotonic()
+        kmsg.wait(lambda lines: Kill(hog.pid, memcg=False) in kills(lines), 1)
+        somebody = any(not kill.memcg for kill in kills(kmsg.lines))
+        how = "stands still" if hog.alive() else f"ended with status {hog.status}"
+        assert somebody, f"all memory was asked for and more, the hog {how}, nobody was killed"
+    finally:
+        hog.kill()
+        kmsg.close()
+
+
+@pytest.mark.clause("S3")
+def test_victim_that_listened_harms_nobody(root: Memcg, listen: Listen) -> None:
+    before, after = listen(root, "registered before the victim's"), Listener("after the victim's")
+
+    def body() -> None:
+        Listener("victim's").on(root)
+        after.on(root)  # the eventfd is the test's own, inherited
+        exhaust()
+
+    try:
+        system_oom(allocator=root, body=body)
+        fires(before, after)
+        latest = listen(root, "registered after its death")
+        system_oom(allocator=root)
+        fires(before, after, latest)
+    finally:
+        after.close()
+
+
+@pytest.mark.clause("S3")
+def test_victim_that_waited_harms_nobody(root: Memcg, memcg: Make, listen: Listen) -> None:
+    listeners = [listen(root, "first"), listen(root, "second")]
+    # It shares both eventfds, and holds them when it dies.
+    bait = Bait(memcg())
+    hog = Child(lambda: exhaust(bait.tether), root, score=0)
+    kmsg = Kmsg()
+    try:
+        status = bait.wait()
+        if status != -9 or not kmsg.wait(lambda lines: Kill(bait.pid, False) in kills(lines), 5):
+            raise Inconclusive(f"the waiting victim was not killed: status {status}")
+        fires(*listeners)
+    finally:
+        bait.kill()
+        hog.kill()
+        os.close(bait.tether)
+        kmsg.close()

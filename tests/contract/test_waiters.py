@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""P11: however a listener waits for its eventfd, and whatever is in it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Sequence
+
+import pytest
+
+from helpers.evidence import Silent
+from helpers.judge import PATIENCE, fires, settled
+from helpers.listeners import Listener
+from helpers.memcgs import Memcg
+from helpers.triggers import system_oom
+from helpers.waiters import WAYS, Thread, Waiter, block, poll, second_edge
+
+pytestmark = [pytest.mark.system_oom, pytest.mark.clause("P11")]
+
+Listen = Callable[..., Listener]
+FULL = (1 << 64) - 2  # the most that write(2) puts into an eventfd; the kernel itself adds one
+
+
+def wakes(waiters: Sequence[Waiter | Thread]) -> None:
+    """Each of these was woken by the system OOM that was just proven."""
+    deadline = time.monotonic() + PATIENCE
+    asleep = [one for one in waiters if not one.woken(max(0.0, deadline - time.monotonic()))]
+    names = ", ".join(one.name for one in asleep)
+    if len(asleep) == len(waiters):
+        raise Silent(f"a proven system OOM woke nobody who waited: {names}")
+    assert not asleep, f"a proven system OOM did not wake {names}, but others"
+
+
+def test_processes_that_inherited_the_eventfd(root: Memcg, listen: Listen) -> None:
+    late = Listener("poll that began before registration")
+    with contextlib.ExitStack() as stack:
+        stack.callback(late.close)
+        shared = listen(root, "poll by two")
+        ways = [(listen(root, name), way) for name, way in WAYS.items()]
+        ways += [(shared, poll), (shared, poll), (late, poll)]
+        full = listen(root, "edge-triggered epoll at a counter that gets full")
+        os.eventfd_write(full.fd, FULL)
+        waiters = []
+        for listener, way in [*ways, (full, second_edge)]:
+            waiters.append(Waiter(listener, way))
+            stack.callback(waiters[-1].close)
+        late.on(root)
+        system_oom(allocator=root)
+        wakes(waiters)
+
+
+def test_threads(root: Memcg, listen: Listen) -> None:
+    with contextlib.ExitStack() as stack:
+        waiters = []
+        for name, way in (("a thread in read", block), ("a thread in poll", poll)):
+            waiters.append(Thread(listen(root, name), way))
+            stack.callback(waiters[-1].close)
+        system_oom(allocator=root)
+        wakes(waiters)
+
+
+def test_semaphore(root: Memcg, listen: Listen) -> None:
+    semaphore, plain = Listener("semaphore", os.EFD_SEMAPHORE), listen(root, "plain")
+    try:
+        semaphore.on(root)
+        system_oom(allocator=root)
+        (seen,) = settled(root, [plain], fires(plain, semaphore)[:1])
+        downs = 1  # fires() took one
+        while semaphore.count():
+            downs += 1
+        assert downs == seen, f"the semaphore went up {downs} times, another eventfd {seen}"
+    finally:
+        semaphore.close()
+
+
+def test_counter_is_not_empty(root: Memcg, listen: Listen) -> None:
+    witness = listen(root, "witness")
+    before = {start: listen(root, f"{start:#x}") for start in (1, FULL - 1, FULL)}
+    for start, listener in before.items():
+        os.eventfd_write(listener.fd, start)
+    system_oom(allocator=root)
+    (seen,) = settled(root, [witness], fires(witness))
+    for start, listener in before.items():
+        wanted = min(start + seen, (1 << 64) - 1)
+        got = listener.count()
+        assert got == wanted, f"{seen} signals made {start:#x} {got:#x} instead of {wanted:#x}"

@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""P and N again, for OOMs that only the kernel itself can cause, count or put in order."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from helpers import hogs
+from helpers.evidence import Inconclusive, Kmsg, kills
+from helpers.hogs import CHUNK, Child, exhaust
+from helpers.judge import alive_on_root, fires, settled, stays_silent
+from helpers.listeners import Listener
+from helpers.memcgs import MIB, Memcg
+from helpers.tracing import SIGNAL, Tracer
+from helpers.triggers import system_oom
+from helpers.whitebox import Counts, Unavailable, Whitebox
+
+pytestmark = pytest.mark.system_oom
+
+Make = Callable[..., Memcg]
+Listen = Callable[..., Listener]
+
+RESERVE = 8 * MIB  # what a notifier frees: more than any hog takes before it looks again
+
+
+@pytest.fixture
+def whitebox() -> Iterator[Whitebox]:
+    """The white-box module, loaded."""
+    try:
+        loaded = Whitebox()
+    except Unavailable as error:
+        pytest.skip(str(error))
+    yield loaded
+    loaded.unload()
+
+
+def unkilled(whitebox: Whitebox, body: Callable[[], None], status: int = 0) -> Counts:
+    """Have a child run ``body``, for which the kernel must kill nobody.
+
+    :param status: the child's end.
+    :returns: what the module has counted meanwhile.
+    :raises Inconclusive: if it ends otherwise, or somebody is killed.
+    """
+    kmsg = Kmsg()
+    try:
+        before = whitebox.counts()
+        child = Child(body)
+        if child.wait() != status:
+            child.kill()
+            raise Inconclusive(f"the allocating task ended with {child.status}, not {status}")
+        if kills(kmsg.read()):
+            raise Inconclusive("the OOM killer has killed, which was not asked for")
+        return whitebox.counts().since(before)
+    finally:
+        kmsg.close()
+
+
+def proven(counts: Counts, way: str) -> None:
+    """The system OOM happened and the kernel had that one reason to kill nobody.
+
+    :raises Inconclusive: if not.
+    """
+    if not getattr(counts, way) or getattr(counts, way) < counts.calls:
+        raise Inconclusive(f"the system OOM did not end as {way}: {counts}")
+
+
+@pytest.mark.clause("N4")
+@pytest.mark.parametrize("allocating", ["by faults", "in the kernel"])
+def test_oom_notifier_that_freed_memory_keeps_root_silent(
+    root: Memcg, listen: Listen, whitebox: Whitebox, allocating: str
+) -> None:
+    def until_freed() -> None:
+        while not whitebox.counts().calls:
+            hogs.populate(CHUNK)
+
+    listener = listen(root, "root")
+    whitebox.hold(RESERVE, report=True)
+    body = until_freed if allocating == "by faults" else lambda: whitebox.alloc("kernel")
+    proven(unkilled(whitebox, body), "freed")
+    stays_silent(root, listener, after="a system OOM that a notifier has mended")
+    alive_on_root(listener)
+
+
+@pytest.mark.clause("N5")
+def test_dying_allocator_keeps_root_silent(root: Memcg, listen: Listen, whitebox: Whitebox) -> None:
+    listener = listen(root, "root")
+    counts = unkilled(whitebox, lambda: whitebox.alloc("kernel", context="dying"), -signal.SIGKILL)
+    proven(counts, "dying")
+    stays_silent(root, listener, after="a system OOM in a task that is dying already")
+    alive_on_root(listener)
+
+
+@pytest.mark.clause("N6")
+@pytest.mark.parametrize(
+    ("gfp", "context"), [("nofs", "task"), ("nofs", "thread"), ("noio", "task")]
+)
+def test_allocation_that_forbids_a_kill_keeps_root_silent(
+    root: Memcg, listen: Listen, whitebox: Whitebox, gfp: str, context: str
+) -> None:
+    listener = listen(root, "root")
+    # Without a kill it would be tried for ever (__alloc_pages_slowpath(), mm/page_alloc.c).
+    whitebox.hold(RESERVE, report=False)
+    proven(unkilled(whitebox, lambda: whitebox.alloc(gfp, context=context)), "nofs")
+    stays_silent(root, listener, after=f"a system OOM in a GFP_{gfp.upper()} allocation")
+    alive_on_root(listener)
+
+
+@pytest.mark.clause("N7")
+@pytest.mark.parametrize(
+    ("gfp", "order", "context"),
+    [
+        ("retry_mayfail", 0, "task"),
+        ("retry_mayfail", 0, "thread"),
+        ("noretry", 0, "task"),
+        ("kernel", 9, "task"),
+    ],
+)
+def test_allocation_that_may_fail_keeps_root_silent(
+    root: Memcg, listen: Listen, whitebox: Whitebox, gfp: str, order: int, context: str
+) -> None:
+    listener = listen(root, "root")
+    counts = unkilled(whitebox, lambda: whitebox.alloc(gfp, order=order, context=context))
+    if counts.calls or not counts.refused:
+        raise Inconclusive(f"the allocation did not just fail: {counts}")
+    stays_silent(root, listener, after="an allocation that failed")
+    alive_on_root(listener)
+
+
+@pytest.mark.clause("P8")
+def test_signal_precedes_the_kill(root: Memcg, listen: Listen) -> None:
+    listener = listen(root, "root")
+    with Tracer() as tracer:
+        tracer.probe("signal", *SIGNAL)
+        tracer.file("events/signal/signal_generate/filter", f"sig == {signal.SIGKILL:d}")
+        tracer.file("events/signal/signal_generate/enable", "1")
+        system_oom(allocator=root)
+        fires(listener)
+        names = [event.name for event in tracer.events()]
+    if not {"signal", "signal_generate"} <= set(names):
+        raise Inconclusive(f"the trace lacks the signal or the kill: {names}")
+    killed_first = names.index("signal_generate") < names.index("signal")
+    assert not killed_first, "the victim was killed before root was signalled"
+
+
+@pytest.mark.clause("P10")
+@pytest.mark.parametrize(("context", "order"), [("task", 0), ("thread", 0), ("thread", 2)])
+def test_allocation_in_the_kernel(
+    root: Memcg, memcg: Make, listen: Listen, whitebox: Whitebox, context: str, order: int
+) -> None:
+    listener = listen(root, "root")
+    system_oom(
+        allocator=root,
+        victim=memcg(),
+        body=lambda: whitebox.alloc("kernel", order=order, context=context),
+    )
+    fires(listener)
+
+
+@pytest.mark.clause("P12")
+@pytest.mark.parametrize("hogs_at_once", [1, 4])
+def test_one_signal_for_each_time_that_a_victim_is_looked_for(
+    root: Memcg, listen: Listen, whitebox: Whitebox, hogs_at_once: int
+) -> None:
+    listener = listen(root, "root")
+    for _ in range(2):
+        others = [Child(exhaust, root) for _ in range(hogs_at_once - 1)]
+        system_oom(allocator=root)
+        for other in others:
+            other.wait()
+    (count,) = settled(root, [listener], fires(listener))
+    counts = whitebox.counts()
+    # Where the signal stands in out_of_memory() is for N4, N5 and N6 to ask: a kernel that gives
+    # it for the calls that left early, too, does so for no more calls than there were.
+    assert counts.due <= count <= counts.calls, (
+        f"{count} signals, where a victim was looked for {counts.due} times in {counts.calls} calls"
+    )
