@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""S2: what a system OOM costs, against the number of memcgs and of listeners on them.
+"""S2 and P12: what a system OOM costs, against the number of memcgs and of listeners on them.
 
 Not the whole of it: reclaim walks every memcg, on any kernel. What is timed is what stands between
 out_of_memory() being called and its first look at a process, which is where listeners are told.
@@ -8,15 +8,19 @@ out_of_memory() being called and its first look at a process, which is where lis
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable
 
 import pytest
 
 from helpers.evidence import Inconclusive
+from helpers.judge import SETTLE, fires
 from helpers.listeners import Listener
 from helpers.memcgs import Memcg
 from helpers.tracing import Tracer
 from helpers.triggers import system_oom
+
+pytestmark = pytest.mark.system_oom
 
 Make = Callable[..., Memcg]
 
@@ -47,7 +51,6 @@ def cost(tracer: Tracer, root: Memcg) -> float:
 
 
 @pytest.mark.clause("S2")
-@pytest.mark.system_oom
 def test_cost_does_not_grow(
     root: Memcg,
     memcg: Make,
@@ -73,3 +76,21 @@ def test_cost_does_not_grow(
         f"a system OOM tells its listeners in {few * 1e6:.0f} us with {SIZES[0]} listening memcg, "
         f"in {many * 1e6:.0f} us with {SIZES[-1]}"
     )
+
+
+@pytest.mark.clause("P12")
+def test_one_signal_for_each_call(
+    root: Memcg, memcg: Make, listen: Callable[..., Listener]
+) -> None:
+    for _ in range(10):
+        memcg()
+    listener = listen(root, "root")
+    with Tracer() as tracer:
+        tracer.probe("called", "out_of_memory")
+        system_oom(allocator=root)
+        (count,) = fires(listener)
+        time.sleep(SETTLE)
+        calls = len(tracer.events())
+    count += listener.count()
+    # A call that returns early signals nobody, so that there may be fewer signals.
+    assert count <= calls, f"{count} signals for {calls} calls of out_of_memory()"

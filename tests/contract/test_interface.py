@@ -25,16 +25,14 @@ def name(number: int) -> str:
 
 
 @pytest.mark.clause("I1")
-@pytest.mark.parametrize("text", ["1", "0", "2", "-1", "1\n", "0\n", "garbage", " 1"])
-def test_roots_killer_cannot_be_disabled(root: Memcg, text: str) -> None:
-    before = root.oom_control()
-    got = write(root.file("memory.oom_control"), text)
-    assert name(got) == "EINVAL", f"writing {text!r} to root's memory.oom_control: {name(got)}"
-    after = root.oom_control()
-    assert (after.oom_kill_disable, after.under_oom) == (
-        before.oom_kill_disable,
-        before.under_oom,
-    ), f"writing {text!r} to root's memory.oom_control changed it"
+def test_roots_killer_cannot_be_disabled(root: Memcg) -> None:
+    for text in ("1", "0", "2", "-1", "1\n", "0\n", "garbage", " 1"):
+        got = write(root.file("memory.oom_control"), text)
+        assert name(got) == "EINVAL", f"writing {text!r} to root's memory.oom_control: {name(got)}"
+        now = root.oom_control()
+        assert (now.oom_kill_disable, now.under_oom) == (0, 0), (
+            f"writing {text!r} to root's memory.oom_control changed it"
+        )
 
 
 @pytest.mark.clause("I1")
@@ -108,14 +106,13 @@ REFUSALS = {
 
 
 @pytest.mark.clause("I2")
-@pytest.mark.parametrize(("case", "wanted"), REFUSALS.items(), ids=REFUSALS)
-def test_registration_is_refused(root: Memcg, memcg: Make, case: str, wanted: int) -> None:
-    listener = Listener(case)
-    try:
-        got = refused(root, memcg(), listener.fd, case)
+def test_registration_is_refused(root: Memcg, memcg: Make) -> None:
+    other = memcg()
+    for case, wanted in REFUSALS.items():
+        listener = Listener(case)
+        got = refused(root, other, listener.fd, case)
         assert name(got) == name(wanted), f"{case}: {name(got)} instead of {name(wanted)}"
         assert listener.count() == 0, f"{case}: signalled at once"
-    finally:
         listener.close()
 
 
