@@ -96,4 +96,6 @@ def alive_on(memcg: Memcg, *listeners: Listener) -> None:
 
 
 def _names(listeners: Sequence[Listener]) -> str:
-    return ", ".join(one.name for one in listeners)
+    names = [one.name for one in listeners]
+    more = f" and {len(names) - 5} more" if len(names) > 6 else ""
+    return ", ".join(names[:5] if more else names) + more

@@ -12,7 +12,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from vm import build, cache, run, series
+from vm import cache, kconfig, run, series
 from vm.errors import UserError
 from vm.source import Say, Tree, find, version
 
@@ -45,7 +45,7 @@ def complaint(spec: str, patch: Path, say: Say) -> str:
         make = ["make", "-C", str(tree.path), f"O={objects}", f"-j{os.cpu_count()}"]
         try:
             run.watch(["patch", "-p1", "--batch", "-i", str(patch)], cwd=Path(scratch))
-            build.configure(tree.path, objects, [*series.fragments(reference, found), FRAGMENT])
+            kconfig.configure(tree.path, objects, [*series.fragments(reference, found), FRAGMENT])
             run.watch([*make, "prepare"])
         except run.Failed as error:
             raise UserError(f"{patch.name}: {error.lines[-1]}") from None

@@ -20,12 +20,21 @@ from rich.text import Text
 
 from vm import cache
 from vm.report import html
-from vm.verdict import INCONCLUSIVE, UNASKED, Answer, Judgement, Row, clauses, judge
+from vm.verdict import (
+    AGAINST,
+    INCONCLUSIVE,
+    NO_ANSWER,
+    UNASKED,
+    Answer,
+    Judgement,
+    Row,
+    clauses,
+    judge,
+)
 
 NAME = "oomtest-results"
 STYLES = {"kept": "green", "broken": "bold red", "silent": "red", "deviates": "yellow"}
 OURS = frozenset({"clause", "kernel", "outcome"})  # properties that are not a test's own
-WORST = ("passed", "skipped")  # better than any other state, in this order
 
 
 def reason(ended: pytest.TestReport) -> str:
@@ -41,6 +50,12 @@ def reason(ended: pytest.TestReport) -> str:
     for prefix in ("Skipped: ", "AssertionError: ", "Failed: "):
         first = first.removeprefix(prefix)
     return re.sub(r"^helpers\.evidence\.\w+: ", "", first)
+
+
+def severity(state: str) -> int:
+    """How much a state of a test weighs beside another phase's: a splat outweighs silence."""
+    ranks = (frozenset({"passed"}), frozenset({"skipped"}), NO_ANSWER, {"silent"}, AGAINST)
+    return next(rank for rank, states in enumerate(ranks) if state in states)
 
 
 class Results:
@@ -61,6 +76,10 @@ class Results:
         self.facts[kernel] = facts
         self.answers.setdefault(kernel, {})
 
+    def add(self, kernel: str, answer: Answer) -> None:
+        """Take an answer that no test in this session gives."""
+        self.answers[kernel][answer.test] = answer
+
     def give_up(self, kernel: str, why: str) -> None:
         """A kernel that cannot be asked at all."""
         nothing = judge([], self.contract)
@@ -76,7 +95,7 @@ class Results:
         state = str(said.get("outcome", report.outcome))
         known = self.answers.setdefault(kernel, {}).get(report.nodeid)
         seconds = report.duration + (known.seconds if known else 0.0)
-        if known and (report.passed or known.state not in WORST):
+        if known and severity(known.state) >= severity(state):
             state, detail = known.state, known.detail
         else:
             detail = "" if report.passed else reason(report)

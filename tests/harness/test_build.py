@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.harness.kernels import A_PORT, BROKEN, ON_TOP, tree_of
-from vm import build, run, series
+from vm import build, kconfig, run, series
 from vm.errors import INCONCLUSIVE, USAGE, UserError
 
 
@@ -37,7 +37,7 @@ from vm.errors import INCONCLUSIVE, USAGE, UserError
     ],
 )
 def test_dropped(wanted: str, config: str, lost: list[str]) -> None:
-    assert build.dropped(wanted, config) == lost
+    assert kconfig.dropped(wanted, config) == lost
 
 
 @pytest.mark.parametrize(

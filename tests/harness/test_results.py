@@ -67,7 +67,7 @@ def test_reason(longrepr: Any, told: str) -> None:
 
 @pytest.fixture
 def results(tmp_path: Path) -> Results:
-    options = {"--json": str(tmp_path / "verdict.json"), "--here": False}
+    options = {"--json": str(tmp_path / "verdict.json"), "--html": None, "--here": False}
     config: Any = SimpleNamespace(getoption=options.__getitem__)
     collected = Results(config)
     collected.describe(KERNEL, release="6.1.192", how="QEMU 7.2, tcg")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.harness.kernels import OOM_KILL, quiet, sources
-from vm import apt, build, series
+from vm import apt, build, kconfig, series
 from vm.errors import UserError
 from vm.source import Tree, find
 
@@ -52,8 +52,8 @@ def test_every_series_has_all(name: str) -> None:
 
 def test_a_fragment_may_withdraw_what_another_asks_for() -> None:
     wanted = "CONFIG_A=y\nCONFIG_B=y\nCONFIG_A=y  # if known\nCONFIG_B=y  # if known\n"
-    assert build.dropped(wanted, "CONFIG_B=y\n") == []
-    assert build.dropped(wanted, "# CONFIG_B is not set\n") == ["CONFIG_B=y"]
+    assert kconfig.dropped(wanted, "CONFIG_B=y\n") == []
+    assert kconfig.dropped(wanted, "# CONFIG_B is not set\n") == ["CONFIG_B=y"]
 
 
 @pytest.mark.parametrize("call", ["mem_cgroup_root_oom_notify", "memcg_notify_system_oom"])
