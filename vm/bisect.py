@@ -245,13 +245,12 @@ def main(given: argparse.Namespace) -> int:
     command = [sys.executable, "-m", "vm", "bisect-step", "--tree", question.tree]
     command += ["--clause", question.clause, *(f"--patch={name}" for name in question.patches)]
     code = git.bisect_run(tree, command)
-    found = git.first_bad(tree)
-    if code and found is None:
-        skipped = any(step.code == BROKEN for step in log.steps())
+    found, exhausted = git.first_bad(tree)
+    if found is None and not exhausted:
         raise UserError(
             f"the bisection stopped (git bisect run: {code}); mend what is said above, "
             f"then ./oomtest bisect --tree {tree} goes on",
-            BROKEN if skipped else INCONCLUSIVE,
+            BROKEN,
         )
     _report(tree, log, found)
     git.bisect(tree, "reset")
@@ -280,9 +279,8 @@ def _report(tree: Path, log: Log, found: str | None) -> None:
     if found is None:
         console.print("Only commits that cannot be tested are left: it is one of them.")
         return
-    after = next(step for step in steps if step.commit == found)
+    known = {step.commit: step for step in steps}
+    before, after = known.get(git.commit(tree, f"{found}^")), known[found]
     console.print(f"First bad commit: {found} {git.subject(tree, found)}", style="bold")
-    console.print(
-        f"before: {'the clause is kept' if log.question and log.question.clause else 'conforms'}"
-    )
+    console.print(f"before: {before.word if before else 'not asked'}")
     console.print(f"after:  {after.word} {', '.join(after.clauses)}: {after.detail}")

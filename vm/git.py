@@ -127,8 +127,11 @@ def bisect_run(repository: Path, command: Sequence[str]) -> int:
     return done.returncode
 
 
-def first_bad(repository: Path) -> str | None:
-    """The commit that a finished bisection has found, None if it is not finished."""
+def first_bad(repository: Path) -> tuple[str | None, bool]:
+    """What a bisection has come to.
+
+    :returns: the commit, None if it is not found; and whether no commit is left to be tested.
+    """
     log = (directory(repository) / "BISECT_LOG").read_text()
     found = re.search(r"^# first bad commit: \[(\w+)\]", log, re.MULTILINE)
-    return found[1] if found else None
+    return (found[1] if found else None), "# only skipped commits left" in log
