@@ -87,7 +87,7 @@ def build_kernel(
         # No need to wait for whoever builds another kernel from this source.
         chosen = series.flavour(flavour)
         key, *_ = _plan(source, tree, chosen, patches, config)
-        if _image(key).exists():
+        if _complete(key):
             os.utime(_image(key).parent)
             return inspect(_image(key), name)
     with cache.locked(f"build-{source.name}"):
@@ -96,7 +96,7 @@ def build_kernel(
         found = version(tree.path)
         key, configs, patches = _plan(source, tree, chosen, patches, config)
         objects = cache.cache_dir() / "builds" / f"{source.name}-{_digest(configs)}"
-        if not source.fixed or not _image(key).exists():
+        if not source.fixed or not _complete(key):
             tree.patch(patches)
             label = name or f"{'.'.join(map(str, found))}/{chosen.name}"
             with cache.disk_full(objects):
@@ -170,6 +170,11 @@ def _digest(files: Sequence[Path]) -> str:
 def _key(source: Source, fragments: Sequence[Path], patches: Sequence[Path]) -> str:
     inputs = f"{source.key}|{_digest(fragments)}|{_digest(patches)}"
     return hashlib.sha256(inputs.encode()).hexdigest()[:16]
+
+
+def _complete(key: str) -> bool:
+    """Whether an image is there with all that belongs to it; the note comes last."""
+    return _image(key).exists() and _image(key).with_name(stubs.FILE).exists()
 
 
 def _image(key: str) -> Path:

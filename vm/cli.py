@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from vm import bench, bisect, build, cache, contract, doctor, series, shell
+from vm import bench, bisect, build, cache, contract, doctor, mutants, series, shell
 from vm.errors import INTERRUPTED, USAGE, UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -72,6 +72,9 @@ def parser() -> argparse.ArgumentParser:
     bisect.arguments(verb("bisect", bisect.main, "find the commit that broke the contract"))
     bisect.step_arguments(
         verb("bisect-step", bisect.step_main, "judge one commit, as git bisect run wants it")
+    )
+    mutants.arguments(
+        verb("mutants", mutants.main, "run the contract on kernels that are wrong on purpose")
     )
     verb("check", _check, "run the project's own tests: lint, types, harness, contract")
     verb("doctor", doctor.main, "say what this host can do")

@@ -17,7 +17,7 @@ from vm.outcome import Crash
 from vm.snapshot import Snapshot, scale
 
 # Seconds on hardware; times scale() when emulating.
-TEST = 15.0  # pytest-timeout's, inside the guest: it fails the test with a stack and goes on
+TEST = 30.0  # pytest-timeout's, inside the guest: it fails the test with a stack and goes on
 GRACE = 5.0  # what the guest may take beyond that before the host gives it up
 SILENCE = 5.0  # without a record or a console line, the guest is pinged
 PING = 3.0

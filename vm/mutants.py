@@ -27,7 +27,7 @@ from vm.verdict import Answer, Judgement
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
-SOURCE = "debian:6.1"
+REFERENCE = "6.1/reference"
 BAD = frozenset({"survived", "wrongly rejected", "inconclusive"})
 
 
@@ -178,7 +178,7 @@ def _run(chosen: Sequence[Mutant], given: argparse.Namespace) -> Mapping[str, Ju
 
 def _build(mutant: Mutant) -> Judgement:
     """Whether a mutant builds without memcg."""
-    detail = nomemcg.complaint(SOURCE, HERE / "patches" / str(mutant.patch), say)
+    detail = nomemcg.complaint(REFERENCE, HERE / "patches" / str(mutant.patch), say)
     answer = Answer(str(mutant.patch), "I5", "failed" if detail else "passed", detail)
     return verdict.judge([answer], verdict.clauses())
 

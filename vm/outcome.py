@@ -17,7 +17,7 @@ TAIL_LINES = 40
 class Crash:
     """How a test's machine was lost.
 
-    :ivar kind: ``panic``, ``hang`` (the kernel no longer answers), ``timeout`` (the test is stuck,
+    :ivar kind: ``panic``, ``hang`` (the kernel no longer answers), ``stuck`` (the test hangs in it,
         the kernel answers), ``lost`` (QEMU ended) or ``worker-died``.
     :ivar reason: one sentence.
     """
@@ -69,7 +69,7 @@ def stuck(answer: str | None, seconds: float, console: str) -> Crash:
         return Crash("panic", f"the kernel panicked: {reason}")
     if answer is None:
         return Crash("hang", f"the kernel hangs: no answer to a ping after {seconds:.0f} s")
-    return Crash("timeout", f"the test hangs, the kernel answers ({seconds:.0f} s): {answer}")
+    return Crash("stuck", f"the test hangs, the kernel answers ({seconds:.0f} s): {answer}")
 
 
 def no_boot(kernel: str, console: str, error: str) -> str:

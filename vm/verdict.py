@@ -18,10 +18,10 @@ UNASKED = "none of its tests was run"
 EXIT_CODES = {CONFORMS: 0, NOT_PATCHED: 1, VIOLATES: 1, INCONCLUSIVE: 125}
 
 # What a test's end says of the kernel. A worker or a QEMU that died by itself says nothing of it,
-# nor does an exception that is no judgement; a kernel that panicked, hangs or never comes back
-# from a test has answered.
-AGAINST = frozenset({"failed", "silent", "panic", "hang", "timeout"})
-NO_ANSWER = frozenset({"inconclusive", "unproven", "error", "lost", "worker-died"})
+# nor does an exception that is no judgement, nor a test that ran out of time and could say so: the
+# host may be too busy. A kernel that panicked, hangs or does not let go of a test has answered.
+AGAINST = frozenset({"failed", "silent", "panic", "hang", "stuck"})
+NO_ANSWER = frozenset({"inconclusive", "unproven", "error", "lost", "worker-died", "timeout"})
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,8 @@ def row(clause: Clause, answers: Sequence[Answer]) -> Row:
     """Sum up what a clause's tests have said.
 
     One test that speaks against the kernel outweighs any that pass, and one that passes outweighs
-    any that had no answer.
+    any that had no answer, save one that ran out of time: it may be the one that a wrong kernel
+    keeps waiting.
     """
     passed = sum(answer.state == "passed" for answer in answers)
     against = [answer for answer in answers if answer.state in AGAINST]
@@ -121,6 +122,9 @@ def row(clause: Clause, answers: Sequence[Answer]) -> Row:
         broken = "deviates" if clause.level == "as-written" else "broken"
         silent = all(answer.state == "silent" for answer in against) and not passed
         return Row(clause, "silent" if silent else broken, told[0].detail, passed, len(answers))
+    late = [answer for answer in unanswered if answer.state == "timeout"]
+    if late:
+        return Row(clause, "no answer", late[0].detail, passed, len(answers))
     if passed:
         detail = (
             f"{len(unanswered)} without an answer: {unanswered[0].detail}" if unanswered else ""

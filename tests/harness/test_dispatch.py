@@ -81,7 +81,7 @@ def follow(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> tuple[Crash | None,
         ([STARTED, REPORT, FINISHED], False, None),
         # A quiet guest that answers is given all its time, and no more.
         ([STARTED, 20, REPORT, FINISHED], True, None),
-        ([STARTED, 1000], True, "timeout"),
+        ([STARTED, 1000], True, "stuck"),
         ([STARTED, 20, REPORT, FINISHED], False, "hang"),
         ([STARTED], False, "hang"),
         # One that goes on printing is not taken for a hung one before its time is over.

@@ -97,7 +97,7 @@ def test_worker_died(record: dict[str, Any], console: str, kind: str, told: str)
     ("answer", "console", "kind", "told"),
     [
         (None, BOOT, "hang", "no answer to a ping after 80 s"),
-        ("tasks pid:state:wchan 57:R:-", BOOT, "timeout", "57:R:-"),
+        ("tasks pid:state:wchan 57:R:-", BOOT, "stuck", "57:R:-"),
         (None, PANIC, "panic", "sysrq triggered crash"),
     ],
 )

@@ -79,7 +79,8 @@ def verdict(states: dict[str, str]) -> Judgement:
         (GOOD | {"K3": "failed", "N1": "failed"}, "violates: N1, K3 (N1: "),
         (GOOD | {"P1": "panic"}, "violates: P1 "),
         (GOOD | {"P1": "hang"}, "violates: P1 "),
-        (GOOD | {"K3": "timeout"}, "violates: K3 "),
+        (GOOD | {"K3": "stuck"}, "violates: K3 "),
+        (GOOD | {"K3": "timeout"}, "inconclusive: K3: "),
         (GOOD | {"N3": "failed", "I1": "inconclusive"}, "violates: N3 "),
         # What says nothing of the kernel is not held against it, and does not count for it.
         (GOOD | {"P1": "worker-died"}, "inconclusive: P1: P1 worker-died"),
