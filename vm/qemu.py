@@ -32,7 +32,7 @@ MEMORY_MIB = 256
 
 CMDLINE = (
     # oops=panic: a worker that dies in an oops would look like a fault of the harness.
-    "console=ttyS0 panic=-1 oops=panic rdinit=/init loglevel=4 printk.devkmsg=on printk.time=1 "
+    "console=ttyS0 panic=-1 oops=panic rdinit=/init loglevel=7 printk.devkmsg=on printk.time=1 "
     # Boot time under emulation: nothing to mitigate, no timer to calibrate against another.
     "mitigations=off nokaslr tsc=reliable no_timer_check random.trust_cpu=on audit=0"
 )

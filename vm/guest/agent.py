@@ -18,6 +18,7 @@ import re
 import signal
 import sys
 import tarfile
+import time
 from typing import Any
 
 import _pytest.assertion.rewrite
@@ -136,7 +137,7 @@ def serve(port: int, pipe: int) -> None:
     init.harden()
     asked = commands(pipe)
     gc.collect()
-    init.say(port, "ready")
+    init.say(port, "ready", clock=time.monotonic())
     command = next(asked)
     archive = io.BytesIO(base64.b64decode(command["suite"]))
     with tarfile.open(fileobj=archive, mode="r:gz") as tar:

@@ -18,6 +18,7 @@ import select
 import signal
 import sys
 import termios
+import time
 from typing import Any
 
 CGROUP = "/sys/fs/cgroup/memory"
@@ -92,6 +93,9 @@ def prepare() -> dict[str, Any]:
     mount("tmpfs", "/sys/fs/cgroup", "mode=755")
     trouble = mount("cgroup", CGROUP, "memory")
     mount("cgroup", "/sys/fs/cgroup/cpuset", "cpuset")
+    # The boot is told on the console, for whoever must know why there is none. After it a line
+    # costs a trap for each character, and the log has it. A panic raises the level by itself.
+    write("/proc/sys/kernel/printk", "4")
     # With the default heuristic, mmap refuses what would have caused the OOM (mm/util.c).
     write("/proc/sys/vm/overcommit_memory", "1")
     return {
@@ -205,7 +209,7 @@ def main() -> None:
         print(f"oomtest: {PORT}: {reason}: this kernel has no second serial port", flush=True)
         while True:
             signal.pause()
-    say(port, "hello", **facts)
+    say(port, "hello", clock=time.monotonic(), **facts)
     commands, to_worker = os.pipe()
     child = os.fork()
     if child == 0:
