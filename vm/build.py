@@ -104,7 +104,8 @@ def build_kernel(
                 if not source.fixed:
                     key = _digest([objects / "arch/x86/boot/bzImage"])
                 _publish(objects, key)
-                stubs.examine(source, tree, objects, _image(key), say)
+                variants = stubs.VARIANTS if chosen.variants else ()
+                stubs.examine(source, tree, objects, _image(key), variants, say)
         _link(objects, key)
         os.utime(_image(key).parent)
     return inspect(_image(key), name)

@@ -41,11 +41,13 @@ class Flavour:
     :ivar ports: patches, in order; of each row of ports one is picked by version. Empty for the
         unpatched kernel.
     :ivar fragments: config fragments on top of ``base.config``.
+    :ivar variants: whether it must build without memcg and the like, too (:mod:`vm.stubs`).
     """
 
     name: str
     ports: tuple[tuple[Port, ...], ...] = ()
     fragments: tuple[str, ...] = ()
+    variants: bool = True
 
 
 FOREVER: Version = (99, 0)
@@ -74,8 +76,9 @@ FLAVOURS = {
     for flavour in (
         Flavour("stock"),
         Flavour("reference", (REFERENCE,)),
-        Flavour("mutants", (REFERENCE, MUTANTS)),
-        Flavour("mutants-debug", (REFERENCE, MUTANTS), ("debug.config",)),
+        Flavour("debug", (REFERENCE,), ("debug.config",)),
+        Flavour("mutants", (REFERENCE, MUTANTS), variants=False),
+        Flavour("mutants-debug", (REFERENCE, MUTANTS), ("debug.config",), variants=False),
     )
 }
 

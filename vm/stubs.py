@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,10 +89,12 @@ def complaint(source: Source, tree: Tree, whole: Path, variant: Variant, header:
     return ""
 
 
-def examine(source: Source, tree: Tree, whole: Path, image: Path, say: Say) -> None:
-    """Try every variant and leave a note beside the image for :func:`answers`."""
+def examine(
+    source: Source, tree: Tree, whole: Path, image: Path, variants: Iterable[Variant], say: Say
+) -> None:
+    """Try variants and leave a note beside the image for :func:`answers`."""
     said: dict[str, str | None] = {}
-    for variant in VARIANTS:
+    for variant in variants:
         if version(tree.path) < variant.first:
             continue
         say(f"compiling {variant.name}")

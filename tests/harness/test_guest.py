@@ -170,12 +170,13 @@ def test_junit(run: Run) -> None:
 def test_only_what_the_kernel_did_is_held_against_it(run: Run) -> None:
     (kernel,) = json.loads(run.verdict)["kernels"]
     states = {row["id"]: row["state"] for row in kernel["clauses"]}
-    assert states["P1"] == states["P2"] == states["K4"] == "broken"
+    assert states["P1"] == states["K4"] == "broken"
+    assert states["P2"] == "no answer"  # it ran out of time, perhaps on a busy host
     assert states["P3"] == "no answer"  # the harness died
     assert states["I1"] == "no answer"  # it was inconclusive
     assert states["K5"] == states["K3"] == "kept"
-    assert kernel["clauses_named"] == ["P1", "P2", "K4"]
-    assert re.search(rf"^{REFERENCE}: violates: P1, P2, K4 \(P1: panic", run.output, re.MULTILINE)
+    assert kernel["clauses_named"] == ["P1", "K4"]
+    assert re.search(rf"^{REFERENCE}: violates: P1, K4 \(P1: panic", run.output, re.MULTILINE)
 
 
 def test_nothing_is_left_running(run: Run) -> None:
