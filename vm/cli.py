@@ -121,9 +121,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     :param arguments: as on the command line.
     :returns: the exit code; each verb's help tells its own.
     """
-    given, further = parser().parse_known_args(arguments)
-    if given.verb is None:
-        given, further = parser().parse_known_args(["run", *further])
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or (words[0].startswith("-") and words[0] not in {"-h", "--help"}):
+        words.insert(0, "run")
+    given, further = parser().parse_known_args(words)
     try:
         if given.verb == "run":
             given.pytest = further

@@ -53,7 +53,9 @@ def text() -> str:
         core = ", core" if clause.core else ""
         parts += [f"### {clause.id} ({clause.level}{core})", "", clause.text, ""]
         parts += [f"Rests on: {clause.rests}", ""]
-        parts += [f"- `{name}`" for name in tests.get(clause.id, ())] or ["No test in a guest."]
+        parts += [f"- `{name}`" for name in tests.get(clause.id, ())] or [
+            "Asked when a kernel is built: `vm/stubs.py`."
+        ]
         parts.append("")
     return "\n".join(parts).rstrip() + "\n"
 

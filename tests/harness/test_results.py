@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from vm.results import Results, reason
+from vm.results import Results, reason, severity
 from vm.verdict import clauses
 
 KERNEL = "6.1/test"
@@ -168,3 +168,20 @@ def test_two_kernels_are_told_apart(results: Results) -> None:
     results.pytest_sessionfinish()
     lines = {kernel: judgement.verdict for kernel, judgement in results.judgements.items()}
     assert lines == {KERNEL: "conforms", "other": "violates"}
+
+
+def test_a_page_that_stands_alone(tmp_path: Path) -> None:
+    target = tmp_path / "verdict.html"
+    options = {"--html": str(target), "--json": None, "--here": False}
+    config: Any = SimpleNamespace(getoption=options.__getitem__)
+    gathered = Results(config)
+    gathered.give_up("<kernel>", "no memcg v1")
+    page = target.read_text()
+    assert "&lt;kernel&gt;" in page
+    assert "inconclusive: no memcg v1" in page
+    assert "http" not in page, "it loads something"
+
+
+def test_a_splat_outweighs_silence() -> None:
+    order = ["passed", "skipped", "inconclusive", "silent", "failed"]
+    assert sorted(order, key=severity) == order

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""vm.stubs: what is told of a tree that does not build without something."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from vm import run, source, stubs
+from vm.stubs import Variant
+
+VARIANT = Variant("without memcg", "no-memcg.config", ("mm/memcontrol.o",))
+
+
+def compiled(target: Path, code: str) -> None:
+    """Put an object file where a build would."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    command = ["gcc", "-x", "c", "-c", "-o", str(target), "-"]
+    subprocess.run(command, input=code, text=True, check=True)
+
+
+@pytest.fixture
+def built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache in which make has nothing to do, and a whole build with a memcontrol.o."""
+    monkeypatch.setenv("OOMTEST_CACHE", str(tmp_path))
+    monkeypatch.setattr(stubs, "configure", lambda *_: None)
+    monkeypatch.setattr(stubs, "version", lambda _: (6, 1))
+    compiled(tmp_path / "whole/mm/memcontrol.o", "void notify(void) {}")
+    return tmp_path
+
+
+def complain(built: Path) -> str:
+    given = source.Source("key", built)
+    return stubs.complaint(given, source.Tree(given), built / "whole", VARIANT)
+
+
+def oom_kill(built: Path, code: str) -> None:
+    objects = built / "builds" / f"{source.Source('key', built).name}-no-memcg"
+    compiled(objects / "mm/oom_kill.o", code)
+
+
+def quiet(*_: object, **__: object) -> None:
+    """Make has nothing to do."""
+
+
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        ("void notify(void); void oom(void) { notify(); }", "mm/oom_kill.o: undefined reference"),
+        ("static void notify(void) {} void oom(void) { notify(); }", ""),
+        ("void printk(void); void oom(void) { printk(); }", ""),
+    ],
+)
+def test_what_another_file_would_have(
+    built: Path, monkeypatch: pytest.MonkeyPatch, code: str, told: str
+) -> None:
+    monkeypatch.setattr(run, "watch", quiet)
+    oom_kill(built, code)
+    assert complain(built).startswith(told)
+    assert bool(complain(built)) == bool(told)
+
+
+def test_what_the_compiler_says(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def watch(command: Sequence[str], *_: object, **__: object) -> None:
+        if "prepare" not in command:
+            raise run.Failed(command, 2, ["CC x", "oom_kill.c:3: error: implicit declaration", "x"])
+
+    monkeypatch.setattr(run, "watch", watch)
+    assert complain(built) == "oom_kill.c:3: error: implicit declaration"
+
+
+@pytest.mark.parametrize(
+    ("said", "state"), [("", "passed"), ("no such function", "failed"), (None, "inconclusive")]
+)
+def test_answers(tmp_path: Path, said: str | None, state: str) -> None:
+    image = tmp_path / "bzImage"
+    assert not list(stubs.answers(image))
+    image.with_name(stubs.FILE).write_text(json.dumps({"without memcg": said}))
+    (answer,) = stubs.answers(image)
+    assert (answer.clause, answer.state) == ("I5", state)
+    assert (said or "") in answer.detail
