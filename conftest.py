@@ -77,7 +77,10 @@ def pytest_configure(config: pytest.Config) -> None:
             raise pytest.UsageError(str(error)) from None
     stack.enter_context(preflight.markers_in_the_log())
     if allowed:
-        stack.enter_context(preflight.ready_for_system_oom())
+        try:
+            stack.enter_context(preflight.ready_for_system_oom())
+        except preflight.Unfit as error:
+            raise pytest.UsageError(str(error)) from None
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

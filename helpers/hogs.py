@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 from helpers import gate
 from helpers.evidence import Inconclusive
-from helpers.memcgs import MIB, Memcg, put
+from helpers.memcgs import MIB, Memcg, write
 
 VICTIM = 1000  # oom_score_adj: before anything else on the machine
 SPARED = -1000
@@ -23,6 +23,17 @@ CHUNK = 2 * MIB
 EXIT_WAIT = 60.0  # seconds; emulated machines are slow
 
 _held: list[object] = []  # what a hog keeps allocated until it dies
+
+
+def _take(score: int) -> None:
+    """Set the caller's ``oom_score_adj``.
+
+    A negative one needs CAP_SYS_RESOURCE, which root in a container may lack. It only spares a
+    child in a system OOM; whoever may cause those has it (preflight.ready_for_system_oom()).
+    """
+    trouble = write("/proc/self/oom_score_adj", str(score))
+    if trouble and score >= 0:
+        raise OSError(trouble, os.strerror(trouble), "oom_score_adj")
 
 
 class Child:
@@ -44,18 +55,22 @@ class Child:
             try:
                 # It must not run on into the worker's pytest, whatever happens here.
                 signal.signal(signal.SIGTERM, signal.SIG_DFL)
-                put("/proc/self/oom_score_adj", str(score))
+                _take(score)
                 if memcg is not None:
                     memcg.attach()
                 os.write(started, b".")
                 body()
                 code = 0
+            except OSError as error:
+                os.write(started, str(error).encode())
             finally:
                 os._exit(code)
         os.close(started)
-        if not os.read(self._started, 1):
+        said = os.read(self._started, 512)
+        if said != b".":
             self.wait(EXIT_WAIT)
-            raise Inconclusive(f"a child could not be started in {memcg}: status {self.status}")
+            why = said.decode() or f"status {self.status}"
+            raise Inconclusive(f"a child could not be started in {memcg}: {why}")
 
     def alive(self) -> bool:
         """Whether it has not ended yet."""

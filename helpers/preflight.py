@@ -11,7 +11,7 @@ import re
 import tempfile
 from collections.abc import Iterator
 
-from helpers.memcgs import put
+from helpers.memcgs import put, write
 
 STANDARD = "/sys/fs/cgroup/memory"
 
@@ -118,7 +118,8 @@ def markers_in_the_log() -> Iterator[None]:
 def ready_for_system_oom() -> Iterator[None]:
     """Keep the caller from being the victim, and mmap from refusing what should cause the OOM."""
     before = _text("/proc/self/oom_score_adj").strip()
-    put("/proc/self/oom_score_adj", "-1000")
+    if write("/proc/self/oom_score_adj", "-1000"):
+        raise Unfit("--allow-system-oom needs CAP_SYS_RESOURCE, to keep pytest from being killed")
     try:
         # With the default heuristic mmap says ENOMEM first (mm/util.c); 3.13 always does.
         with sysctl("vm/overcommit_memory", "1"):
