@@ -70,7 +70,9 @@ def test_an_error_in_the_watcher_ends_the_command_and_its_children() -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_nothing_outlives_the_caller(number: signal.Signals) -> None:
-    code = "from vm import run; run.watch(['sh', '-c', 'echo $$; exec sleep 300'], print)"
+    # Whoever runs us in the background may have had SIGINT ignored.
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    code += "from vm import run; run.watch(['sh', '-c', 'echo $$; exec sleep 300'], print)"
     with subprocess.Popen(
         [sys.executable, "-uc", code],
         cwd=ROOT,
