@@ -74,6 +74,7 @@ def memory_controller() -> Iterator[str]:
         return
     libc = ctypes.CDLL(None, use_errno=True)
     with tempfile.TemporaryDirectory(prefix="oomtest-") as directory:
+        os.chmod(directory, 0o755)  # noqa: S103  the modes of what is mounted decide
         target = f"{directory}/memory"
         os.mkdir(target)
         if libc.mount(b"cgroup", target.encode(), b"cgroup", 0, b"memory"):

@@ -158,8 +158,11 @@ class Storm:
         for child in self.idlers:
             child.wait()
         for hog in self.hogs:
-            if hog.wait() != -9:
-                return hog.status if hog.status is not None else 0
+            status = hog.wait()
+            if status is None or status == 1:  # 1: it could not go on
+                raise Inconclusive(f"a hog of the storm ended with {status}")
+            if status != -9:
+                return status
         wanted = {hog.pid for hog in self.hogs}
         if not self.kmsg.wait(lambda lines: wanted <= {kill.pid for kill in kills(lines)}, 5):
             raise Inconclusive("the kernel's log does not name every hog of the storm")

@@ -16,6 +16,7 @@ test has to ask about:
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Callable
@@ -23,7 +24,9 @@ from dataclasses import dataclass
 
 import pytest
 
+from helpers.listeners import register
 from helpers.memcgs import Memcg
+from helpers.triggers import remove
 
 LRU_GEN = "/sys/kernel/mm/lru_gen"
 
@@ -40,6 +43,19 @@ def _flat(root: Memcg) -> bool:
         return scratch.use_hierarchy(False)
     finally:
         scratch.remove()
+
+
+def _registers(root: Memcg) -> bool:
+    """Asked of a child: a port that refuses root alone is another matter."""
+    scratch = root.child(f"oomtest-registers-{os.getpid()}")
+    eventfd = os.eventfd(0)
+    control = os.open(scratch.file("memory.oom_control"), os.O_RDONLY)
+    try:
+        return register(scratch, eventfd, control) != errno.EOPNOTSUPP
+    finally:
+        os.close(control)
+        os.close(eventfd)
+        remove(scratch)
 
 
 @dataclass(frozen=True)
@@ -59,6 +75,7 @@ DIFFERENCES = {
     "oom_kill in memory.oom_control": Difference(
         "since 4.14", lambda root: root.oom_control().oom_kill is not None
     ),
+    "registration of eventfds": Difference("all but PREEMPT_RT, since 5.18", _registers),
     "MGLRU": Difference(
         "since 6.1, CONFIG_LRU_GEN", lambda root: os.path.exists(f"{LRU_GEN}/min_ttl_ms")
     ),

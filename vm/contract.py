@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -100,11 +101,14 @@ def main(given: argparse.Namespace) -> int:
     ]
     options += ["-p", "no:cacheprovider", *(f"--kernel={name}" for name in kernels)]
     further = [argument for argument in given.pytest if argument != "--"]
-    if not any(_is_test(argument) for argument in further):
+    if not any(_is_test(before, argument) for before, argument in pairwise(["", *further])):
         further.append(str(ROOT / "tests" / "contract"))
     verdict = _Exit(expected)
     return verdict.code(int(pytest.main([*options, *further], plugins=[verdict])))
 
 
-def _is_test(argument: str) -> bool:
-    return not argument.startswith("-") and Path(argument.partition("::")[0]).exists()
+def _is_test(before: str, argument: str) -> bool:
+    """Whether an argument names a test, and is not another one's value."""
+    if before in {"-k", "-m"} or argument.startswith("-"):
+        return False
+    return os.path.exists(argument.partition("::")[0])  # unlike Path's, for any string

@@ -19,6 +19,7 @@ from helpers.judge import PATIENCE
 from helpers.listeners import Listener, register
 from helpers.memcgs import Memcg
 from helpers.triggers import system_oom
+from helpers.versions import need
 from helpers.waiters import Waiter, poll
 
 Listen = Callable[..., Listener]
@@ -62,14 +63,17 @@ def unprivileged() -> None:
     os.setresuid(NOBODY, NOBODY, NOBODY)
 
 
-def registers(memcg: Memcg) -> int:
-    """The errno that nobody's registration of an own eventfd gets; 0 if it succeeds."""
+def registers(memcg: Memcg, given: int | None = None) -> int:
+    """The errno that nobody's registration of an own eventfd gets; 0 if it succeeds.
+
+    :param given: a descriptor of the control file that somebody else has opened.
+    """
 
     def body() -> None:
         unprivileged()
         trouble = 0
         try:
-            control = os.open(memcg.file(CONTROL), os.O_RDONLY)
+            control = os.open(memcg.file(CONTROL), os.O_RDONLY) if given is None else given
             trouble = register(memcg, os.eventfd(0), control)
         except OSError as error:
             trouble = error.errno or 255
@@ -100,6 +104,7 @@ def test_modes_decide(
     record: Callable[[str, object], None],
     below: bool,
 ) -> None:
+    need("registration of eventfds", root)
     where = memcg() if below else root
     got = registers(where)
     # It has been up to the kernel and to whoever mounted it: told, not judged.
@@ -113,6 +118,12 @@ def test_modes_decide(
             got = registers(where)
         told = errno.errorcode.get(got, "success") if got else "success"
         assert got == wanted, f"{told} with modes {events:o} of {EVENTS} and {control:o}"
+    opened = os.open(where.file(CONTROL), os.O_RDONLY)
+    with modes(where, 0o222, 0o600):
+        got = registers(where, opened)
+    os.close(opened)
+    told = errno.errorcode.get(got, "success") if got else "success"
+    assert got == errno.EACCES, f"{told} by a descriptor of a file that nobody may read"
 
 
 @pytest.mark.clause("I4")

@@ -40,13 +40,14 @@ KERNEL = {
 @pytest.mark.parametrize("kind", USER)
 def test_user_memory(root: Memcg, listen: Listen, kind: str) -> None:
     listener = listen(root, f"root ({kind})")
-    system_oom(allocator=root, body=USER[kind])
+    with somebody_else():
+        system_oom(allocator=root, body=USER[kind])
     fires(listener)
 
 
 def test_tmpfs(root: Memcg, listen: Listen) -> None:
     listener = listen(root, "root (tmpfs)")
-    with kinds.tmpfs("size=0") as directory:
+    with kinds.tmpfs("size=0") as directory, somebody_else():
         system_oom(allocator=root, body=kinds.tmpfs_file(directory))
     fires(listener)
 
@@ -55,7 +56,8 @@ def test_sysv_shared_memory(root: Memcg, listen: Listen) -> None:
     if not kinds.sysv():
         pytest.skip("this kernel has no System V shared memory (CONFIG_SYSVIPC)")
     listener = listen(root, "root (System V shared memory)")
-    system_oom(allocator=root, body=kinds.sysv_segments)
+    with somebody_else():
+        system_oom(allocator=root, body=kinds.sysv_segments)
     fires(listener)
 
 
@@ -107,7 +109,7 @@ def min_ttl(milliseconds: int) -> Iterator[None]:
 def test_kswapd_of_mglru(root: Memcg, listen: Listen) -> None:
     need("MGLRU", root)
     listener = listen(root, "root (kswapd)")
-    with min_ttl(3600_000):
+    with min_ttl(3600_000), somebody_else():
         proof = system_oom(allocator=root, body=kinds.slowly)
     if not any(re.match(r"kswapd\d+ invoked oom-killer", line) for line in proof.lines):
         raise Inconclusive("it was not kswapd that invoked the OOM killer")

@@ -14,6 +14,7 @@ from helpers.judge import PATIENCE, alive_on_root, stays_silent
 from helpers.listeners import Listener, register
 from helpers.memcgs import Memcg, write
 from helpers.triggers import system_oom
+from helpers.versions import need
 
 Make = Callable[..., Memcg]
 Listen = Callable[..., Listener]
@@ -56,6 +57,7 @@ def test_system_oom_still_kills_after_an_attempt(root: Memcg) -> None:
 
 @pytest.mark.clause("I2")
 def test_root_takes_an_eventfd_and_a_descriptor_open_for_reading(root: Memcg) -> None:
+    need("registration of eventfds", root)
     listener = Listener("root")
     control = os.open(root.file("memory.oom_control"), os.O_RDONLY)
     try:
@@ -107,6 +109,7 @@ REFUSALS = {
 
 @pytest.mark.clause("I2")
 def test_registration_is_refused(root: Memcg, memcg: Make) -> None:
+    need("registration of eventfds", root)
     other = memcg()
     for case, wanted in REFUSALS.items():
         listener = Listener(case)

@@ -24,9 +24,9 @@ Listen = Callable[..., Listener]
 @pytest.mark.clause("P4")
 @pytest.mark.system_oom
 def test_system_oom_after_a_kill_by_sysrq(root: Memcg, listen: Listen) -> None:
-    sysrq_kill(root)
-    fence(root)
     listener = listen(root, "root")
+    sysrq_kill(root)
+    settled(root, [listener], [0])
     system_oom(allocator=root)
     fires(listener)
 

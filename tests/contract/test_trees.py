@@ -155,6 +155,7 @@ def test_eventfd_closed_between_two_ooms(root: Memcg, listen: Listen) -> None:
     system_oom(allocator=root)
     if not all(one.wait(PATIENCE) for one in (first, second, witness)):
         raise Unproven("not every listener on root was signalled")
+    settled(root, [first, second, witness], [0, 0, 0])
     kept = os.dup(second.fd)  # closing one descriptor of several unregisters nobody
     first.close()
     second.close()
@@ -163,7 +164,11 @@ def test_eventfd_closed_between_two_ooms(root: Memcg, listen: Listen) -> None:
     if not witness.wait(PATIENCE):
         raise Unproven("no listener on root was signalled")
     stays_silent(root, unregistered, after="a system OOM")
-    assert os.eventfd_read(kept), "an eventfd that somebody still holds was not signalled"
+    try:
+        still = os.eventfd_read(kept)
+    except BlockingIOError:
+        still = 0
+    assert still, "an eventfd that somebody still holds was not signalled"
     unregistered.on(root)
     alive_on_root(unregistered)
     unregistered.close()

@@ -11,11 +11,13 @@ from contextlib import contextmanager
 
 import pytest
 
+from helpers import gate
 from helpers.evidence import Inconclusive, Kill, Kmsg, kills, vmstat_oom_kill
 from helpers.hogs import CHUNK, Bait, Child, exhaust, populate, sleep_forever
 from helpers.judge import PATIENCE, fires
 from helpers.listeners import Listener
 from helpers.memcgs import MIB, Memcg
+from helpers.preflight import sysctl
 from helpers.triggers import Proof, memcg_oom, sysrq_kill, system_oom
 from helpers.versions import release
 
@@ -200,3 +202,25 @@ def test_victim_that_waited_harms_nobody(root: Memcg, memcg: Make, listen: Liste
         hog.kill()
         os.close(bait.tether)
         kmsg.close()
+
+
+@pytest.mark.clause("K6")
+@pytest.mark.parametrize("cause", ["memcg OOM", "sysrq-f"])
+def test_panic_on_oom_is_not_for_these(root: Memcg, memcg: Make, cause: str) -> None:
+    gate.require("a panic")
+    with sysctl("vm/panic_on_oom", "1"):
+        if cause == "sysrq-f":
+            sysrq_kill(root)
+        else:
+            memcg_oom(memcg())
+
+
+@pytest.mark.clause("K6")
+def test_allocating_task_is_killed_without_a_search(root: Memcg) -> None:
+    told = "Out of memory (oom_kill_allocating_task): "
+    with sysctl("vm/oom_kill_allocating_task", "1"):
+        # A kernel thread that runs out of memory cannot be killed for it, and has a search made.
+        found = any(
+            line.startswith(told) for _ in range(3) for line in system_oom(allocator=root).lines
+        )
+    assert found, "vm.oom_kill_allocating_task is set, and a victim was looked for"
