@@ -27,7 +27,7 @@ TRIVIAL = "tests/contract/test_memcg_oom.py::test_killer_can_be_disabled_and_ena
 ONE_OOM = "tests/contract/test_system_oom.py::test_system_oom_signals_root"
 RUNS = 10
 COLD_RUNS = 3
-WHOLE_RUNS = 3
+WHOLE_RUNS = 2
 
 
 def arguments(parser: argparse.ArgumentParser, default: str) -> None:
