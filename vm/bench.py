@@ -21,6 +21,7 @@ from vm import accel, build, dispatch, snapshot, suite
 from vm.errors import UserError
 from vm.kernel import Kernel
 from vm.profiles import PROFILES
+from vm.run import say
 
 ROOT = Path(__file__).resolve().parent.parent
 TRIVIAL = "tests/contract/test_memcg_oom.py::test_killer_can_be_disabled_and_enabled"
@@ -120,7 +121,7 @@ def main(given: argparse.Namespace) -> int:
     :param given: ``kernel``, one that conforms.
     """
     console = Console()
-    kernel = build.resolve(given.kernel, lambda line: print(f"oomtest: {line}", file=sys.stderr))
+    kernel = build.resolve(given.kernel, say)
     chosen = accel.choose("auto", kernel.image)
     bench = _Bench(kernel, chosen.name)
     try:

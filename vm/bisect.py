@@ -23,6 +23,7 @@ from rich.table import Table
 
 from vm import build, git, qemu
 from vm.errors import INCONCLUSIVE, UserError
+from vm.run import say
 from vm.verdict import AGAINST, NOT_PATCHED, VIOLATES
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -60,11 +61,6 @@ class Step:
     detail: str
     clauses: tuple[str, ...] = ()
     seconds: float = 0.0
-
-
-def say(line: str) -> None:
-    """Progress."""
-    print(f"oomtest: {line}", file=sys.stderr, flush=True)
 
 
 def read(result: dict[str, Any], clause: str) -> tuple[int, str, str, tuple[str, ...]]:

@@ -93,12 +93,11 @@ def build_kernel(
     with cache.locked(f"build-{source.name}"):
         tree.prepare(say)
         chosen = _choose(tree, flavour, patches, say)
-        found = version(tree.path)
         key, configs, patches = _plan(source, tree, chosen, patches, config)
         objects = cache.cache_dir() / "builds" / f"{source.name}-{_digest(configs)}"
         if not source.fixed or not _complete(key):
             tree.patch(patches)
-            label = name or f"{'.'.join(map(str, found))}/{chosen.name}"
+            label = name or f"{'.'.join(map(str, version(tree.path)))}/{chosen.name}"
             with cache.disk_full(objects):
                 _make(tree.path, objects, configs, label, say, config is not None)
                 if not source.fixed:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from vm import bench, bisect, build, cache, contract, doctor, mutants, series, shell
 from vm.errors import INTERRUPTED, USAGE, UserError
+from vm.run import say
 
 ROOT = Path(__file__).resolve().parent.parent
 DEFAULT = "6.1/reference"
@@ -23,11 +24,6 @@ Without a verb: run, on {DEFAULT}.
 A kernel is named by the path of its image or as SERIES/FLAVOUR.
 Series: {", ".join(series.SERIES)}. Flavours: {", ".join(series.FLAVOURS)}.
 """
-
-
-def say(line: str) -> None:
-    """Progress; standard output is for results."""
-    print(f"oomtest: {line}", file=sys.stderr, flush=True)
 
 
 def parser() -> argparse.ArgumentParser:

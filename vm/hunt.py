@@ -9,7 +9,6 @@ others, which may have got a part of that mutant's tests.
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ import pytest
 from vm import mutants, plugin, verdict
 from vm.mutants import Mutant
 from vm.results import Results
+from vm.run import say
 from vm.target import split
 
 NAME = "oomtest-hunt"
@@ -86,4 +86,4 @@ class Hunt:
         if not hasattr(self.config, "workerinput") and mutant.number not in self.told:
             self.told.add(mutant.number)
             line = f"{mutant.number} {mutant.name}: rejected by {rejecting[0]}"
-            print(f"oomtest: {line}", file=sys.stderr, flush=True)
+            say(line)

@@ -23,6 +23,7 @@ import pytest
 from vm import matrix, nomemcg, verdict
 from vm.errors import INCONCLUSIVE, USAGE, UserError
 from vm.results import NAME, Results
+from vm.run import say
 from vm.verdict import Answer, Judgement
 
 HERE = Path(__file__).parent
@@ -181,11 +182,6 @@ def _build(mutant: Mutant) -> Judgement:
     detail = nomemcg.complaint(REFERENCE, HERE / "patches" / str(mutant.patch), say)
     answer = Answer(str(mutant.patch), "I5", "failed" if detail else "passed", detail)
     return verdict.judge([answer], verdict.clauses())
-
-
-def say(line: str) -> None:
-    """Progress; standard output is for the matrix."""
-    print(f"oomtest: {line}", file=sys.stderr, flush=True)
 
 
 def main(given: argparse.Namespace) -> int:

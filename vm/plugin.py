@@ -9,7 +9,6 @@ no fixture runs on the host.
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 import pytest
 from _pytest.reports import TestReport
 
-from vm import deaths, dispatch, outcome, results, snapshot, stubs, verdict
+from vm import deaths, dispatch, outcome, results, run, snapshot, stubs, verdict
 from vm.errors import INCONCLUSIVE, LostVM, UserError
 from vm.outcome import Crash
 from vm.target import Target, split
@@ -118,7 +117,7 @@ class Guests:
     def say(self, line: str) -> None:
         """Progress, unless this is an xdist worker, whose terminal is nobody's."""
         if not hasattr(self.config, "workerinput"):
-            print(f"oomtest: {line}", file=sys.stderr, flush=True)
+            run.say(line)
 
     def _kernels(self) -> list[str]:
         """What was asked for; an xdist worker is told what of it the controller found fit."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Run a long command: its output watched line by line, and nothing of it left behind."""
+"""Run a long command: its output watched, nothing of it left behind; and tell progress."""
 
 from __future__ import annotations
 
@@ -9,11 +9,17 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 KEEP = 60  # last lines kept for the error
+
+
+def say(line: str) -> None:
+    """Tell progress; standard output is for results."""
+    print(f"oomtest: {line}", file=sys.stderr, flush=True)
 
 
 class Failed(Exception):

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from vm import accel, build, cache, initramfs, qemu
 from vm.errors import UserError
+from vm.run import say
 from vm.suite import files
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -73,7 +74,7 @@ def main(given: argparse.Namespace) -> int:
     """
     if not sys.stdin.isatty():
         raise UserError("shell: standard input is not a terminal")
-    kernel = build.resolve(given.kernel, lambda line: print(line, file=sys.stderr))
+    kernel = build.resolve(given.kernel, say)
     chosen = accel.choose("auto", kernel.image)
     with tempfile.TemporaryDirectory() as directory, cache.disk_full(Path(directory)):
         archive = Path(directory, "initramfs.cpio")
