@@ -138,20 +138,26 @@ def sleep_forever() -> None:
 
 
 class Bait(Child):
-    """A victim that holds memory and does nothing.
+    """A victim that holds memory and does nothing with it.
 
     :param size: in bytes.
+    :param idle: what it does meanwhile; does not return.
     :ivar tether: the reading end of a pipe that ends when the bait does.
     """
 
-    def __init__(self, memcg: Memcg | None, size: int = 24 * MIB) -> None:
+    def __init__(
+        self,
+        memcg: Memcg | None,
+        size: int = 24 * MIB,
+        idle: Callable[[], None] = sleep_forever,
+    ) -> None:
         self.tether, held = os.pipe()
         ready, tell = os.pipe()
 
         def body() -> None:
             populate(size)
             os.write(tell, b".")
-            sleep_forever()
+            idle()
 
         try:
             super().__init__(body, memcg)

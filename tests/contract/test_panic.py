@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""P9: the signal and the panic that vm.panic_on_oom asks for.
+"""P9 and K6: the signal and the panic that vm.panic_on_oom asks for.
 
 The machine dies of it, so that the host judges from what the kernel printed: on its way down it
 dumps its trace buffer, which shows whether the listener's eventfd had been signalled by then.
@@ -11,14 +11,28 @@ from collections.abc import Callable
 
 import pytest
 
-from helpers import gate
+from helpers import gate, numa
 from helpers.evidence import Inconclusive
+from helpers.hogs import exhaust
 from helpers.listeners import Listener
 from helpers.memcgs import Memcg, put
+from helpers.preflight import sysctl
 from helpers.tracing import SIGNAL, Tracer, identity
 from helpers.triggers import system_oom
 
 ARMED = "oomtest: a system OOM follows"
+
+
+def dies(panic: str) -> pytest.MarkDecorator:
+    """The machine must panic, and say that."""
+    wanted = rf"Out of memory: {panic} panic_on_oom is enabled"
+    return pytest.mark.dies(panic=wanted, armed=ARMED, shows="", otherwise="")
+
+
+def confined() -> None:
+    """Exhaust the memory of one node."""
+    numa.bind(numa.nodes()[0])
+    exhaust()
 
 
 @pytest.mark.clause("P9")
@@ -43,3 +57,40 @@ def test_signal_precedes_the_panic(
     put("/proc/sys/vm/panic_on_oom", "1")
     system_oom(allocator=root)
     raise Inconclusive("the kernel did not panic, although vm.panic_on_oom is set")
+
+
+@pytest.mark.clause("K6")
+@pytest.mark.system_oom
+@dies("system-wide")
+def test_panic_on_oom_panics(root: Memcg, listen: Callable[..., Listener]) -> None:
+    listen(root, "root")
+    gate.require("a panic")
+    put("/proc/sys/vm/panic_on_oom", "1")
+    put("/dev/kmsg", f"<2>{ARMED}\n")
+    system_oom(allocator=root)
+    raise AssertionError("vm.panic_on_oom is 1, and a system OOM ended in a kill")
+
+
+@pytest.mark.clause("K6")
+@pytest.mark.system_oom
+@pytest.mark.profile("numa")
+@pytest.mark.skipif(len(numa.nodes()) < 2, reason="needs two memory nodes")
+@dies("compulsory")
+def test_panic_on_oom_2_panics_in_any_oom(root: Memcg, listen: Callable[..., Listener]) -> None:
+    listen(root, "root")
+    gate.require("a panic")
+    put("/proc/sys/vm/panic_on_oom", "2")
+    put("/dev/kmsg", f"<2>{ARMED}\n")
+    system_oom(allocator=root, body=confined)
+    raise AssertionError("vm.panic_on_oom is 2, and an OOM of one node ended in a kill")
+
+
+@pytest.mark.clause("K6")
+@pytest.mark.system_oom
+@pytest.mark.profile("numa")
+@pytest.mark.skipif(len(numa.nodes()) < 2, reason="needs two memory nodes")
+def test_panic_on_oom_is_not_for_one_node(root: Memcg, listen: Callable[..., Listener]) -> None:
+    listen(root, "root")
+    gate.require("a panic")
+    with sysctl("vm/panic_on_oom", "1"):
+        system_oom(allocator=root, body=confined)

@@ -108,6 +108,25 @@ def test_allocation_that_forbids_a_kill_keeps_root_silent(
     alive_on_root(listener)
 
 
+@pytest.mark.clause("K6")
+@pytest.mark.parametrize(
+    ("way", "gfp"), [("freed", "kernel"), ("nofs", "nofs")], ids=["notifier", "GFP_NOFS"]
+)
+def test_system_oom_with_a_way_out_kills_nobody(
+    root: Memcg, listen: Listen, whitebox: Whitebox, way: str, gfp: str
+) -> None:
+    listen(root, "root")
+    whitebox.hold(RESERVE, report=way == "freed")
+    kmsg = Kmsg()
+    child = Child(lambda: whitebox.alloc(gfp), root)
+    child.wait()
+    child.kill()
+    proven(whitebox.counts(), way)
+    killed = kills(kmsg.read())
+    kmsg.close()
+    assert not killed, f"somebody was killed, although all that the kernel had to do was: {way}"
+
+
 @pytest.mark.clause("N7")
 @pytest.mark.parametrize(
     ("gfp", "order", "context"),
