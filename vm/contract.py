@@ -46,6 +46,10 @@ def arguments(parser: argparse.ArgumentParser, default: str) -> None:
     )
 
 
+# Options whose value may look like a test.
+TAKES = {"-k", "-m", "--kernel-build", "--basetemp", "--ignore", "--deselect", "--confcutdir"}
+
+
 class _Exit:
     """Turns what pytest ended with into the verdict's exit code.
 
@@ -109,6 +113,7 @@ def main(given: argparse.Namespace) -> int:
 
 def _is_test(before: str, argument: str) -> bool:
     """Whether an argument names a test, and is not another one's value."""
-    if before in {"-k", "-m"} or argument.startswith("-"):
+    if before in TAKES or argument.startswith("-"):
         return False
-    return os.path.exists(argument.partition("::")[0])  # unlike Path's, for any string
+    path = argument.partition("::")[0]
+    return path.endswith(".py") or os.path.isdir(path)  # unlike Path's, for any string

@@ -14,6 +14,7 @@ class Profile:
     :param devices: further QEMU arguments.
     :param cmdline: further kernel parameters.
     :param memcg: whether the kernel must have a v1 memory controller there.
+    :param balloon: MiB of what is free that a balloon takes, to give it back when there is an OOM.
     """
 
     name: str
@@ -21,6 +22,7 @@ class Profile:
     devices: tuple[str, ...] = ()
     cmdline: str = ""
     memcg: bool = True
+    balloon: int = 0
 
 
 PROFILES = {
@@ -29,6 +31,21 @@ PROFILES = {
         Profile("default"),
         # No ballast: it would come to lie on one of the two nodes, and leave the other one empty.
         Profile("numa", free=1 << 10, cmdline="numa=fake=2"),
+        # A disk of each machine's own, of zeros at first.
+        Profile(
+            "swap",
+            devices=(
+                "-drive",
+                "if=none,id=swap,driver=null-co,size=32M,read-zeroes=on,snapshot=on",
+                "-device",
+                "virtio-blk-pci,drive=swap",
+            ),
+        ),
+        Profile(
+            "balloon",
+            devices=("-device", "virtio-balloon-pci,deflate-on-oom=on"),
+            balloon=16,
+        ),
         Profile("nomemcg", cmdline="cgroup_disable=memory", memcg=False),
     )
 }

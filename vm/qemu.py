@@ -16,6 +16,7 @@ import signal
 import socket
 import subprocess
 import tempfile
+import time
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -192,7 +193,7 @@ class Machine:
         :raises LostVM: if QEMU could not write it.
         """
         try:
-            await self.qmp.execute("stop")
+            await self.pause()
             await self._migration("x-ignore-shared")
             self.qmp.send_fd_scm(state)
             await self.qmp.execute("getfd", {"fdname": "state"})
@@ -206,6 +207,28 @@ class Machine:
                 await asyncio.sleep(0.01)
         except (QMPError, EOFError) as error:
             raise LostVM(f"QEMU could not save its state: {error}") from error
+
+    async def inflate(self, mib: int, seconds: float) -> None:
+        """Take memory from the guest by its balloon; a guest without a driver keeps it.
+
+        :param mib: how much.
+        :param seconds: how long the guest may take.
+        """
+        target = (MEMORY_MIB - mib) << 20
+        deadline = time.monotonic() + seconds
+        try:
+            await self.qmp.execute("balloon", {"value": target})
+            while time.monotonic() < deadline:
+                now: Any = await self.qmp.execute("query-balloon")
+                if now["actual"] <= target:
+                    return
+                await asyncio.sleep(0.05)
+        except QMPError as error:
+            raise LostVM(f"the balloon does not work: {error}") from error
+
+    async def pause(self) -> None:
+        """Have the guest stand still."""
+        await self.qmp.execute("stop")
 
     async def resume(self) -> None:
         """Let a stopped guest go on."""

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vm import cache, initramfs, outcome, qemu
+from vm import cache, initramfs, mailbox, outcome, qemu
 from vm.errors import INCONCLUSIVE, LostVM, UserError
 from vm.kernel import Kernel
 from vm.profiles import Profile
@@ -190,7 +190,7 @@ async def _boot(
 async def _boot_once(
     spec: qemu.Spec, kernel: str, memory: Path, memcg: bool
 ) -> tuple[qemu.Machine, dict[str, Any], float]:
-    """Boot; says too how fast the guest's clock runs, in terms of the host's."""
+    """Boot and stand still; says too how fast the guest's clock ran, in terms of the host's."""
     _reserve(memory)
     machine = await qemu.Machine.start(spec, memory, share=True)
     try:
@@ -200,6 +200,8 @@ async def _boot_once(
             raise UserError(outcome.no_memcg(kernel, facts), INCONCLUSIVE)
         ready = await _await(machine, "ready", boot_limit(spec.accel))
         rate = (ready["clock"] - facts["clock"]) / (time.monotonic() - began)
+        await machine.pause()
+        facts["mailbox"] = mailbox.find(memory, bytes.fromhex(ready["tag"]), ready["pages"])
     except (LostVM, TimeoutError) as error:
         why = outcome.no_boot(kernel, machine.printed(), str(error))
         await machine.kill()
@@ -262,6 +264,7 @@ async def _make(
         _copy_sparse(base.directory / "memory", memory)
         _reserve(memory)
         facts = base.facts()
+        mailbox.put(memory, facts["mailbox"], suite.payload)
         machine = await base.restore(memory)
     else:
         say(f"booting {kernel.name} ({base.spec.accel})")
@@ -269,10 +272,13 @@ async def _make(
     try:
         if not (base.directory / "state").exists():
             await _save(machine, memory, base.directory, facts)
+            mailbox.put(memory, facts["mailbox"], suite.payload)
             await machine.resume()
         say("collecting in the guest")
         await machine.send(**suite.command(), free=profile.free)
         await _await(machine, "collected", boot_limit(base.spec.accel))
+        if profile.balloon:
+            await machine.inflate(profile.balloon, 5 * scale(base.spec.accel))
         await _save(machine, memory, target.directory, facts)
     except (LostVM, TimeoutError) as error:
         reason = f"{kernel.name}: the suite cannot be collected in the guest: {error}"

@@ -3,20 +3,28 @@
 
 from __future__ import annotations
 
-import base64
+import ast
 import hashlib
+import importlib.util
 import io
+import marshal
+import sys
 import tarfile
 import zlib
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cached_property
+from pathlib import Path, PurePath
 from typing import Any
+
+from _pytest.assertion.rewrite import PYC_TAIL, rewrite_asserts
 
 from vm.errors import UserError
 
 REHEARSAL = "tests/rehearsal.py"
 SHIPPED = ("conftest.py", "helpers", "tests/contract", REHEARSAL)
+REWRITTEN = ("conftest.py", "rehearsal.py")  # beside test_*.py: those whose asserts explain
 SKIPPED_DIRS = frozenset({"__pycache__", "kmod"})
 
 
@@ -24,21 +32,54 @@ SKIPPED_DIRS = frozenset({"__pycache__", "kmod"})
 class Suite:
     """A suite as it travels.
 
-    :ivar payload: a gzipped tar archive, rooted where the tests' node ids are.
+    :ivar files: name and content, sorted; the names are relative to where the node ids start.
     :ivar args: what the guest's pytest is called with.
     """
 
-    payload: bytes
+    files: tuple[tuple[str, bytes], ...]
     args: tuple[str, ...]
 
-    @property
+    @cached_property
     def key(self) -> str:
         """A digest of all that the guest is sent."""
-        return hashlib.sha256(self.payload + "\0".join(self.args).encode()).hexdigest()[:20]
+        digest = hashlib.sha256("\0".join(self.args).encode())
+        for name, data in self.files:
+            digest.update(f"\0{name}\0{len(data)}\0".encode() + data)
+        return digest.hexdigest()[:20]
+
+    @cached_property
+    def payload(self) -> bytes:
+        """A gzipped tar archive of the files and of their bytecode."""
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar:
+            for name, data in self.files:
+                _add(tar, name, data)
+                if name.endswith(".py"):
+                    with suppress(SyntaxError):  # which the guest's pytest tells of
+                        _add(tar, *_compiled(name, data))
+        return zlib.compress(buffer.getvalue(), 9, wbits=31)
 
     def command(self) -> dict[str, Any]:
-        """The line that carries the suite to the guest's worker."""
-        return {"suite": base64.b64encode(self.payload).decode(), "args": list(self.args)}
+        """The line that tells the guest's worker of the payload that it was given."""
+        return {"size": len(self.payload), "args": list(self.args)}
+
+
+def _compiled(name: str, source: bytes) -> tuple[str, bytes]:
+    """Name and content of a module's bytecode, which costs the emulated guest seconds to make.
+
+    With a hash of the source, as both importlib and pytest check it; what either does not like, it
+    makes again.
+    """
+    path = PurePath(name)
+    tree = ast.parse(source, name)
+    tail = f".{sys.implementation.cache_tag}.pyc"
+    if path.name in REWRITTEN or path.match("test_*.py"):
+        rewrite_asserts(tree, source, name)
+        tail = PYC_TAIL
+    code = marshal.dumps(compile(tree, f"/suite/{name}", "exec", dont_inherit=True))
+    checked = (3).to_bytes(4, "little")  # PEP 552
+    data = importlib.util.MAGIC_NUMBER + checked + importlib.util.source_hash(source) + code
+    return str(path.parent / "__pycache__" / f"{path.stem}{tail}"), data
 
 
 def files(root: Path, extra: Iterable[Path]) -> list[Path]:
@@ -71,16 +112,11 @@ def pack(
     for path in wanted:
         if not path.is_relative_to(root):
             raise UserError(f"{path} is outside of {root}: tests are sent to the guest from there")
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar:
-        for path in files(root, wanted):
-            _add(tar, str(path.relative_to(root)), path.read_bytes())
-        ini = f"[pytest]\ntimeout = {timeout:g}\naddopts = --here --allow-system-oom\n"
-        _add(tar, "guest.ini", ini.encode())
-        for name, data in sorted((more or {}).items()):
-            _add(tar, name, data)
-    packed = zlib.compress(buffer.getvalue(), 9, wbits=31)
-    return Suite(packed, (REHEARSAL, *(str(path.relative_to(root)) for path in wanted)))
+    ini = f"[pytest]\ntimeout = {timeout:g}\naddopts = --here --allow-system-oom\n"
+    sent = {str(path.relative_to(root)): path.read_bytes() for path in files(root, wanted)}
+    sent |= {"guest.ini": ini.encode(), **(more or {})}
+    args = (REHEARSAL, *(str(path.relative_to(root)) for path in wanted))
+    return Suite(tuple(sorted(sent.items())), args)
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:

@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import os
 import tarfile
 from pathlib import Path
 
 import pytest
+from _pytest.assertion.rewrite import _read_pyc
 
 from tests.harness.conftest import ROOT
 from vm import suite
@@ -45,7 +45,8 @@ def contents(packed: suite.Suite) -> dict[str, str]:
         for member in tar:
             file = tar.extractfile(member)
             assert file is not None
-            found[member.name] = file.read().decode()
+            if not member.name.endswith(".pyc"):
+                found[member.name] = file.read().decode()
         return found
 
 
@@ -108,7 +109,7 @@ def test_outside(checkout: Path, outside: str) -> None:
 def test_command(checkout: Path) -> None:
     packed = suite.pack(checkout, [checkout / "tests/contract"], 60.0)
     command = packed.command()
-    assert base64.b64decode(command["suite"]) == packed.payload
+    assert command["size"] == len(packed.payload)
     assert command["args"] == list(packed.args)
 
 
@@ -116,3 +117,24 @@ def test_the_projects_own() -> None:
     sent = contents(suite.pack(ROOT, [CONTRACT], 60.0))
     assert {"conftest.py", "helpers/gate.py", "tests/contract/clauses.toml"} <= set(sent)
     assert not [name for name in sent if name.startswith(("vm/", "tests/harness/"))]
+
+
+def test_bytecode_is_what_the_guest_would_make(checkout: Path) -> None:
+    packed = suite.pack(checkout, [checkout / "tests/contract"], 60.0)
+    with tarfile.open(fileobj=io.BytesIO(packed.payload), mode="r:gz") as tar:
+        names = {name for name in tar.getnames() if name.endswith(".pyc")}
+        tar.extractall(checkout / "unpacked", filter="data")
+    assert {Path(name).name.split(".")[0] for name in names} == {
+        Path(name).stem for name in FILES if name in dict(packed.files) and name.endswith(".py")
+    }
+    for name in names:
+        source = (
+            checkout / "unpacked" / name
+        ).parent.parent / f"{Path(name).name.split('.')[0]}.py"
+        assert _read_pyc(source, checkout / "unpacked" / name) is not None
+
+
+def test_source_with_an_error_is_sent_as_it_is(checkout: Path) -> None:
+    (checkout / "tests/contract/test_a.py").write_text("a =\n")
+    packed = suite.pack(checkout, [checkout / "tests/contract"], 60.0)
+    assert contents(packed)["tests/contract/test_a.py"] == "a =\n"
