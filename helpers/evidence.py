@@ -176,11 +176,14 @@ class Complaints:
         return lines or [f"tainted: {name}" for bit, name in TAINTS.items() if new >> bit & 1]
 
 
-def vmstat_oom_kill() -> int | None:
-    """``oom_kill`` of /proc/vmstat (4.13, mm/vmstat.c): memcg and sysrq kills count as well."""
+def vmstat(name: str) -> int | None:
+    """A counter of /proc/vmstat; None if the kernel has none of that name.
+
+    Its ``oom_kill`` (4.13, mm/vmstat.c) counts memcg and sysrq kills as well.
+    """
     with open("/proc/vmstat", encoding="ascii") as file:
         for line in file:
-            name, _, value = line.partition(" ")
-            if name == "oom_kill":
+            known, _, value = line.partition(" ")
+            if known == name:
                 return int(value)
     return None

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import pytest
 
 from helpers import gate
-from helpers.evidence import Inconclusive, Kill, Kmsg, kills, vmstat_oom_kill
+from helpers.evidence import Inconclusive, Kill, Kmsg, kills, vmstat
 from helpers.hogs import CHUNK, Bait, Child, exhaust, populate, sleep_forever
 from helpers.judge import PATIENCE, fires
 from helpers.listeners import Listener
@@ -53,13 +53,13 @@ def bystanders(*scores: int) -> Iterator[list[Child]]:
 
 def counted(cause: Callable[[], Proof]) -> list[str]:
     """The log of an OOM, whose kills vmstat has counted, each once."""
-    before = vmstat_oom_kill()
+    before = vmstat("oom_kill")
     kmsg = Kmsg()
     try:
         cause()
         told, now = -1, before
         while told != len(kills(kmsg.read())):  # nothing more in between
-            told, now = len(kills(kmsg.lines)), vmstat_oom_kill()
+            told, now = len(kills(kmsg.lines)), vmstat("oom_kill")
         if before is not None and now is not None:
             assert now - before == told, f"{told} were killed, and vmstat counts {now - before}"
         return kmsg.lines

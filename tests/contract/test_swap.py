@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""P10 and N7 where there is swap: the system is out of memory only once that is full as well."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from helpers.evidence import Inconclusive, Kmsg, kills, vmstat
+from helpers.hogs import CHUNK, Child, populate
+from helpers.judge import alive_on_root, fires, stays_silent
+from helpers.listeners import Listener
+from helpers.memcgs import Memcg
+from helpers.triggers import system_oom
+
+pytestmark = [pytest.mark.system_oom, pytest.mark.profile("swap")]
+
+Listen = Callable[..., Listener]
+DISK = "/dev/vda"
+TOTAL = re.compile(r"Total swap = [1-9]")  # show_swap_cache_info(), mm/swap_state.c
+
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+def meminfo(name: str) -> int:
+    """A line of /proc/meminfo, in bytes."""
+    with open("/proc/meminfo", encoding="ascii") as file:
+        return {line.split()[0]: int(line.split()[1]) << 10 for line in file}[f"{name}:"]
+
+
+@contextmanager
+def swap() -> Iterator[None]:
+    """A swap area on the machine's own disk.
+
+    Not while anything is judged: a memcg at its limit, as a fence is, swaps instead of killing.
+    """
+    if not os.path.exists(DISK):
+        pytest.skip("no disk to swap to")
+    page = os.sysconf("SC_PAGE_SIZE")
+    with open(DISK, "r+b", buffering=0) as disk:
+        pages = disk.seek(0, os.SEEK_END) // page
+        # union swap_header, include/linux/swap.h: version, last page, no bad ones; at the end magic
+        header = bytes(1024) + struct.pack("=III", 1, pages - 1, 0)
+        disk.seek(0)
+        disk.write(header.ljust(page - 10, b"\0") + b"SWAPSPACE2")
+    if libc.swapon(DISK.encode(), 0):
+        pytest.skip(f"no swap: {os.strerror(ctypes.get_errno())} (CONFIG_SWAP)")
+    try:
+        yield
+    finally:
+        libc.swapoff(DISK.encode())
+
+
+@pytest.mark.clause("P10")
+def test_swap_that_is_full(root: Memcg, listen: Listen) -> None:
+    listener = listen(root, "root (swap)")
+    with swap():
+        proof = system_oom(allocator=root)
+    if not any(TOTAL.match(line) for line in proof.lines):
+        raise Inconclusive("the kernel does not say that there was swap")
+    fires(listener)
+
+
+@pytest.mark.clause("N7")
+def test_swapping_is_no_oom(root: Memcg, listen: Listen) -> None:
+    listener = listen(root, "root")
+    kmsg = Kmsg()
+    with swap():
+        before = vmstat("pswpout")
+        size = meminfo("MemAvailable") + meminfo("SwapFree") // 4
+
+        def body() -> None:
+            for _ in range(size // CHUNK):
+                populate(CHUNK)
+
+        status = Child(body, root).wait()
+    if status != 0 or kills(kmsg.read()) or vmstat("pswpout") == before:
+        raise Inconclusive(f"the hog did not just swap: its status is {status}")
+    kmsg.close()
+    stays_silent(root, listener, after="swapping")
+    alive_on_root(listener)
