@@ -22,6 +22,7 @@ from helpers import gate, preflight, triggers
 from helpers.evidence import Complaints, Inconclusive, Silent, Unproven
 from helpers.listeners import Listener
 from helpers.memcgs import Memcg
+from helpers.whitebox import Unavailable, Whitebox
 
 CONTRACT = Path(__file__).parent / "tests" / "contract"
 CLAUSES = CONTRACT / "clauses.toml"
@@ -198,6 +199,17 @@ def listen() -> Iterator[Callable[..., Listener]]:
     yield make
     for one in made:
         one.close()
+
+
+@pytest.fixture
+def whitebox() -> Iterator[Whitebox]:
+    """The white-box module, loaded."""
+    try:
+        loaded = Whitebox()
+    except Unavailable as error:
+        pytest.skip(str(error))
+    yield loaded
+    loaded.unload()
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 from helpers import gate
@@ -22,8 +23,15 @@ def burst(homes: Sequence[Memcg]) -> Proof:
     gate.require("a burst of system OOMs")
     kmsg = Kmsg()
     hogs: list[Child] = []
+    ready, go = os.pipe()
+
+    def body() -> None:
+        os.read(ready, 1)
+        exhaust()
+
     try:
-        hogs += (Child(exhaust, home) for home in homes)
+        hogs += (Child(body, home) for home in homes)
+        os.write(go, bytes(len(homes)))
         for hog in hogs:
             if hog.wait() != -9:
                 raise Inconclusive(f"a hog of a burst was not killed: status {hog.status}")
@@ -34,4 +42,6 @@ def burst(homes: Sequence[Memcg]) -> Proof:
     finally:
         for hog in hogs:
             hog.kill()
+        os.close(ready)
+        os.close(go)
         kmsg.close()

@@ -76,6 +76,7 @@ class Kmsg:
     def __init__(self) -> None:
         self.fd = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         self.lines: list[str] = []
+        self.stamps: list[int] = []  # in microseconds, one for each line
         os.lseek(self.fd, 0, os.SEEK_END)
         marker = f"oomtest {uuid.uuid4()}"
         out = os.open("/dev/kmsg", os.O_WRONLY | os.O_CLOEXEC)
@@ -87,23 +88,29 @@ class Kmsg:
         if not self.wait(lambda lines: any(marker in line for line in lines), 5):
             raise Inconclusive("a marker written to /dev/kmsg did not come back (printk.devkmsg?)")
         self.lines.clear()
+        self.stamps.clear()
 
-    def _records(self) -> Iterator[str]:
+    def read(self) -> list[str]:
+        """All messages since the marker."""
         while True:
             try:
                 record = os.read(self.fd, 8192).decode(errors="replace")
             except BlockingIOError:
-                return
+                return self.lines
             except OSError as error:
                 if error.errno == errno.EPIPE:
                     raise Inconclusive("/dev/kmsg overran the reader: proof may be lost") from None
                 raise
-            yield record.partition(";")[2].partition("\n")[0]
+            prefix, _, text = record.partition(";")
+            self.stamps.append(int(prefix.split(",")[2]))
+            self.lines.append(text.partition("\n")[0])
 
-    def read(self) -> list[str]:
-        """All messages since the marker."""
-        self.lines.extend(self._records())
-        return self.lines
+    def when(self, text: str) -> int | None:
+        """When the first message with that text was logged, in microseconds; None if none was."""
+        for stamp, line in zip(self.stamps, self.lines, strict=True):
+            if text in line:
+                return stamp
+        return None
 
     def wait(self, done: Callable[[list[str]], bool], seconds: float) -> bool:
         """Read until ``done(lines)``; False if that did not come true within ``seconds``."""
@@ -120,9 +127,10 @@ class Kmsg:
 
 
 # What a kernel says when it has found itself to be wrong, at the start of its message. Not what its
-# watchdogs say: a CPU or a task that got no time, which a busy host has for each.
+# watchdogs say: a CPU or a task that got no time, which a busy host has for each; nor that tables
+# of lockdep's are full.
 SPLAT = re.compile(
-    r"(?:BUG: (?!workqueue lockup)|WARNING: |Oops\b|general protection fault|kernel BUG at |"
+    r"(?:BUG: (?!workqueue lockup|MAX_)|WARNING: |Oops\b|general protection fault|kernel BUG at |"
     r"list_(?:add|del) corruption|UBSAN: |"
     r"INFO: (?:trying to register non-static key|lockdep)|DEBUG_LOCKS_WARN_ON|"
     r"double fault|refcount_t: )"

@@ -28,10 +28,12 @@ class Listener:
 
     :param name: for messages.
     :param flags: further eventfd flags, such as ``os.EFD_SEMAPHORE``.
+    :ivar memcg: where it was registered last.
     """
 
     def __init__(self, name: str, flags: int = 0) -> None:
         self.name = name
+        self.memcg: Memcg | None = None
         self.fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC | flags)
 
     def __repr__(self) -> str:
@@ -49,6 +51,7 @@ class Listener:
             os.close(control)
         if trouble:
             raise Inconclusive(f"{self.name}: {memcg.path}/{file}: {os.strerror(trouble)}")
+        self.memcg = memcg
         return self
 
     def count(self) -> int:

@@ -95,9 +95,15 @@ class Memcg:
     def limit(self, size: int) -> None:
         """Set ``memory.limit_in_bytes``; -1 lifts it.
 
+        The limit of memory and swap follows where the kernel has one: with swap, a hog at the
+        former alone swaps instead of being killed.
+
         :param size: in bytes.
         """
+        swap = self.file("memory.memsw.limit_in_bytes")
+        write(swap, "-1")  # never the lower one of the two
         put(self.file("memory.limit_in_bytes"), str(size))
+        write(swap, str(size))
 
     @property
     def usage(self) -> int:
@@ -107,7 +113,8 @@ class Memcg:
     def oom_control(self) -> OomControl:
         """Read ``memory.oom_control``."""
         with open(self.file("memory.oom_control"), encoding="ascii") as file:
-            fields = dict(line.split() for line in file)
+            lines = (line.split() for line in file)
+            fields = dict(line for line in lines if len(line) == 2)
         return OomControl(
             int(fields["oom_kill_disable"]),
             int(fields["under_oom"]),

@@ -152,6 +152,7 @@ class Storm:
         """Wait until all the hogs have ended.
 
         :returns: the status of one that was not killed, None if they all were.
+        :raises AssertionError: if one neither gets on nor is killed.
         :raises Inconclusive: if there was no system OOM, or the log does not name a hog.
         """
         self.churner.kill()
@@ -159,8 +160,9 @@ class Storm:
             child.wait()
         for hog in self.hogs:
             status = hog.wait()
-            if status is None or status == 1:  # 1: it could not go on
-                raise Inconclusive(f"a hog of the storm ended with {status}")
+            assert status is not None, "a hog of the storm neither gets on nor is killed"
+            if status == 1:  # it could not go on
+                raise Inconclusive("a hog of the storm could not be started")
             if status != -9:
                 return status
         wanted = {hog.pid for hog in self.hogs}

@@ -71,12 +71,21 @@ class Tracer:
         """Write one of the buffer's control files."""
         put(f"{self.directory}/{name}", text)
 
-    def probe(self, name: str, *functions: str, argument: bool = False) -> None:
+    def probe(
+        self,
+        name: str,
+        *functions: str,
+        argument: bool = False,
+        leaving: bool = False,
+        between: tuple[str, str] | None = None,
+    ) -> None:
         """Record every call of a function.
 
         :param name: the events' name.
         :param functions: the first of these that the kernel has.
         :param argument: record the first argument, too.
+        :param leaving: record the returns, not the calls.
+        :param between: only from one event of the first of these names to one of the second.
         :raises Skipped: if it has none of them.
         """
         register = FIRST_ARGUMENT.get(os.uname().machine)
@@ -85,9 +94,13 @@ class Tracer:
         fetch = f" argument={register}:x64" if argument else ""
         for function in functions:
             with contextlib.suppress(OSError):
-                _define(f"p:{GROUP}/{name} {function}{fetch}")
+                _define(f"{'r' if leaving else 'p'}:{GROUP}/{name} {function}{fetch}")
                 self.names.append(name)
-                self.file(f"events/{GROUP}/{name}/enable", "1")
+                if between is None:
+                    self.file(f"events/{GROUP}/{name}/enable", "1")
+                    return
+                for event, word in zip(between, ("enable_event", "disable_event"), strict=True):
+                    self.file(f"events/{GROUP}/{event}/trigger", f"{word}:{GROUP}:{name}")
                 return
         raise Skipped(f"no probe on any of {', '.join(functions)}")
 

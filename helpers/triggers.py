@@ -56,6 +56,7 @@ def system_oom(
     allocator: Memcg | None = None,
     victim: Memcg | None = None,
     body: Callable[[], None] | None = None,
+    score: int = hogs.VICTIM,
 ) -> Proof:
     """Exhaust the system's memory until the kernel kills a child of ours.
 
@@ -63,6 +64,7 @@ def system_oom(
     :param victim: where somebody else lives who is to be killed instead of the hog; the hog
         itself is the victim if None.
     :param body: what the hog does, instead of populating anonymous memory.
+    :param score: the hog's ``oom_score_adj``, where it is the victim; must make it be chosen.
     :raises Forbidden: unless system OOMs are allowed.
     :raises Inconclusive: if none can be proven.
     """
@@ -70,9 +72,8 @@ def system_oom(
     kmsg = Kmsg()
     try:
         if victim is None:
-            return _prove(
-                Child(body or hogs.exhaust, allocator), kmsg, memcg=False, what="system OOM"
-            )
+            hog = Child(body or hogs.exhaust, allocator, score)
+            return _prove(hog, kmsg, memcg=False, what="system OOM")
         bait = Bait(victim)
         hog = Child(body or (lambda: hogs.exhaust(bait.tether)), allocator, score=0)
         try:

@@ -108,11 +108,13 @@ class Whitebox:
     ) -> None:
         """Allocate in the kernel and give it all back, up to the first system OOM or a refusal.
 
-        :param gfp: ``kernel``, ``nofs``, ``noio``, ``noretry`` or ``retry_mayfail``.
+        :param gfp: ``kernel``, ``nofs``, ``nofs_account`` (charged to the caller's memcg),
+            ``nofail``, ``noio``, ``dma32``, ``noretry`` or ``retry_mayfail``.
         :param order: of each block; it has ``2 ** order`` pages.
         :param blocks: how many at most.
         :param context: who allocates: ``task``, the caller; ``dying``, the caller, who has been
-            sent SIGKILL and does not come back; ``thread``, one of the kernel's.
+            sent SIGKILL and does not come back; ``thread``, one of the kernel's; ``worker``, one
+            of a workqueue's.
         :raises Forbidden: unless system OOMs are allowed.
         """
         gate.require("exhausting the system's memory")
@@ -126,6 +128,13 @@ class Whitebox:
         :raises OSError: if there is not so much.
         """
         put(DEVICE, f"hold {size // os.sysconf('SC_PAGE_SIZE')} {int(report)}")
+
+    def slow(self, microseconds: int) -> None:
+        """Delay every eventfd's signal that comes from within out_of_memory().
+
+        :param microseconds: by how much; 0 not at all.
+        """
+        put(DEVICE, f"slow {microseconds}")
 
 
 def _why_absent() -> str:

@@ -11,15 +11,20 @@
  *		Allocate up to BLOCKS times 2^ORDER pages, and give all of them back. It ends early with
  *		the first call of out_of_memory() for the system, and where the allocator gives up.
  *		GFP is a name in masks[]. CONTEXT is "task" (the writer), "dying" (the writer, with
- *		SIGKILL pending: the write never returns to it) or "thread" (one of the kernel's).
+ *		SIGKILL pending: the write never returns to it), "thread" (one of the kernel's) or
+ *		"worker" (one of a workqueue's).
  *	hold PAGES REPORT
  *		Keep that many pages and free them from within the next such call, as an OOM notifier
  *		does. With REPORT 0 it keeps that to itself, so that out_of_memory() goes on.
+ *	slow MICROSECONDS
+ *		Delay each eventfd's signal that comes from within such a call, as an interrupt might:
+ *		what walks a list of listeners without holding on to it then meets those who leave.
  *
  * read(2) gives the counters, one "NAME VALUE" a line.
  */
 
 #include <linux/completion.h>
+#include <linux/delay.h>
 #include <linux/fs.h>
 #include <linux/gfp.h>
 #include <linux/kernel.h>
@@ -34,6 +39,7 @@
 #include <linux/string.h>
 #include <linux/uaccess.h>
 #include <linux/version.h>
+#include <linux/workqueue.h>
 
 /*
  * Where out_of_memory() leaves, in its own order (mm/oom_kill.c, the same from 5.10 to 7.3). Who
@@ -49,6 +55,7 @@ static unsigned long refused;	/* whether it ended because the allocator gave up 
 
 /* Set at the entry of out_of_memory(), read from within: oom_lock is held all that time. */
 static struct oom_control *entered;
+static struct task_struct *entered_by;	/* only ever compared */
 
 /* What "hold" keeps: each page begins with the next one's address. */
 static unsigned long held;
@@ -75,12 +82,32 @@ static unsigned long give_back(unsigned long chain, unsigned int order)
 static int on_entry(struct kprobe *probe, struct pt_regs *regs)
 {
 	WRITE_ONCE(entered, (struct oom_control *)regs_get_kernel_argument(regs, 0));
+	WRITE_ONCE(entered_by, current);
 	return 0;
 }
 
 static struct kprobe entry = {
 	.symbol_name = "out_of_memory",
 	.pre_handler = on_entry,
+};
+
+static unsigned long delay;	/* in microseconds */
+
+static int on_signal(struct kprobe *probe, struct pt_regs *regs)
+{
+	if (READ_ONCE(delay) && READ_ONCE(entered_by) == current)
+		udelay(READ_ONCE(delay));
+	return 0;
+}
+
+/* The first is a macro since 6.8. */
+static struct kprobe signal_entry = {
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 8, 0)
+	.symbol_name = "eventfd_signal_mask",
+#else
+	.symbol_name = "eventfd_signal",
+#endif
+	.pre_handler = on_signal,
 };
 
 static bool drained(struct mm_struct *mm)
@@ -143,6 +170,7 @@ static struct notifier_block notifier = {
 };
 
 struct loop {
+	struct work_struct work;
 	gfp_t gfp;
 	unsigned int order;
 	unsigned long limit;
@@ -156,6 +184,9 @@ static const struct {
 	{ "kernel", GFP_KERNEL },
 	{ "nofs", GFP_NOFS },
 	{ "noio", GFP_NOIO },
+	{ "nofs_account", GFP_NOFS | __GFP_ACCOUNT },
+	{ "nofail", GFP_KERNEL | __GFP_NOFAIL },
+	{ "dma32", GFP_KERNEL | __GFP_DMA32 },
 	{ "noretry", GFP_KERNEL | __GFP_NORETRY },
 	{ "retry_mayfail", GFP_KERNEL | __GFP_RETRY_MAYFAIL },
 };
@@ -181,6 +212,11 @@ static int run(void *data)
 	return 0;
 }
 
+static void run_work(struct work_struct *work)
+{
+	run(container_of(work, struct loop, work));
+}
+
 static int run_in(const char *context, struct loop *loop)
 {
 	struct task_struct *thread;
@@ -191,6 +227,13 @@ static int run_in(const char *context, struct loop *loop)
 		if (IS_ERR(thread))
 			return PTR_ERR(thread);
 		wait_for_completion(&loop->done);
+		return 0;
+	}
+	if (!strcmp(context, "worker")) {
+		INIT_WORK_ONSTACK(&loop->work, run_work);
+		schedule_work(&loop->work);
+		flush_work(&loop->work);
+		destroy_work_on_stack(&loop->work);
 		return 0;
 	}
 	if (!strcmp(context, "dying"))
@@ -238,6 +281,10 @@ static int obey(const char *line)
 		return alloc(mask, context, small, number);
 	if (sscanf(line, "hold %lu %u", &number, &small) == 2)
 		return hold(number, small);
+	if (sscanf(line, "slow %lu", &number) == 1) {
+		WRITE_ONCE(delay, number);
+		return 0;
+	}
 	return -EINVAL;
 }
 
@@ -291,6 +338,9 @@ static int __init begin(void)
 
 	if (trouble)
 		return trouble;
+	trouble = register_kprobe(&signal_entry);
+	if (trouble)
+		goto no_signal;
 	trouble = register_oom_notifier(&notifier);
 	if (trouble)
 		goto no_notifier;
@@ -299,6 +349,8 @@ static int __init begin(void)
 		return 0;
 	unregister_oom_notifier(&notifier);
 no_notifier:
+	unregister_kprobe(&signal_entry);
+no_signal:
 	unregister_kprobe(&entry);
 	return trouble;
 }
@@ -307,6 +359,7 @@ static void __exit end(void)
 {
 	misc_deregister(&device);
 	unregister_oom_notifier(&notifier);
+	unregister_kprobe(&signal_entry);
 	unregister_kprobe(&entry);
 	give_back(held, 0);
 }

@@ -63,15 +63,16 @@ def test_sysv_shared_memory(root: Memcg, listen: Listen) -> None:
 
 @contextmanager
 def somebody_else() -> Iterator[None]:
-    """Somebody else to be killed, should the first victim be long in giving its memory back.
+    """Others to be killed, should the first victims be long in giving their memory back.
 
     The kernel panics where it finds nobody (out_of_memory(), mm/oom_kill.c).
     """
-    other = Child(sleep_forever, score=500)
+    others = [Child(sleep_forever, score=score) for score in (500, 400, 300)]
     try:
         yield
     finally:
-        other.kill()
+        for one in others:
+            one.kill()
 
 
 @pytest.mark.parametrize("kind", KERNEL)
@@ -106,7 +107,7 @@ def min_ttl(milliseconds: int) -> Iterator[None]:
                 put(path, value)
 
 
-def test_kswapd_of_mglru(root: Memcg, listen: Listen) -> None:
+def test_kswapd_of_mglru(root: Memcg, listen: Listen, request: pytest.FixtureRequest) -> None:
     need("MGLRU", root)
     listener = listen(root, "root (kswapd)")
     with min_ttl(3600_000), somebody_else():

@@ -7,7 +7,6 @@ out_of_memory() being called and its first look at a process, which is where lis
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Callable
 
@@ -17,13 +16,16 @@ from helpers.evidence import Inconclusive
 from helpers.judge import SETTLE, fires
 from helpers.listeners import Listener
 from helpers.memcgs import Memcg
-from helpers.tracing import Tracer
+from helpers.tracing import Event, Tracer
 from helpers.triggers import system_oom
 
 pytestmark = pytest.mark.system_oom
 
 Make = Callable[..., Memcg]
 
+# What walks memcgs goes through this, mem_cgroup_iter() too (kernel/cgroup/cgroup.c).
+STEP = ("css_next_descendant_pre",)
+MORE = 20  # steps; somewhere between none and as many as there are memcgs
 # What looks at a process first: since 4.8, before that.
 LOOK = ("oom_evaluate_task", "oom_scan_process_thread")
 # More would take long: reclaim walks them all some two hundred times before there is an OOM.
@@ -35,19 +37,30 @@ RATIO = 5.0
 NOTHING = 150e-6  # seconds; below that, even emulated, nothing was walked
 
 
-def cost(tracer: Tracer, root: Memcg) -> float:
-    """The least time, in seconds, that any of several system OOMs took to look at a process."""
+def cost(tracer: Tracer, root: Memcg) -> tuple[float, int]:
+    """What a system OOM costs.
+
+    :returns: the least time, in seconds, that any of several took to look at a process, and the
+        least number of memcgs that any of them walked, until it had killed.
+    """
     tracer.clear()
     for _ in range(OOMS):
         system_oom(allocator=root)
-    took = [
-        second.time - first.time
-        for first, second in itertools.pairwise(tracer.events())
-        if (first.name, second.name) == ("called", "looks") and first.pid == second.pid
-    ]
+    took, steps = [], []
+    calls: dict[int, list[Event]] = {}  # by process, what it has done since it entered
+    for event in tracer.events():
+        if event.name == "called":
+            calls[event.pid] = [event]
+        elif event.pid in calls:
+            calls[event.pid].append(event)
+            if event.name == "left":
+                call = calls.pop(event.pid)
+                looks = [one.time for one in call if one.name == "looks"]
+                took += [looks[0] - call[0].time] if looks else []
+                steps += [sum(one.name == "step" for one in call)] if looks else []
     if not took:
         raise Inconclusive("out_of_memory() was not seen to look for a victim")
-    return min(took)
+    return min(took), min(steps)
 
 
 @pytest.mark.clause("S2")
@@ -59,19 +72,24 @@ def test_cost_does_not_grow(
 ) -> None:
     listen(root, "root")
     below = Listener("below")
-    costs: dict[int, float] = {}
+    costs: dict[int, tuple[float, int]] = {}
     made = 0
     with Tracer() as tracer:
         tracer.probe("called", "out_of_memory")
         tracer.probe("looks", *LOOK)
+        tracer.probe("left", "out_of_memory", leaving=True)
+        tracer.probe("step", *STEP, between=("called", "left"))
         for size in SIZES:
             while made < size:
                 below.on(memcg())
                 made += 1
             costs[size] = cost(tracer, root)
-            record(f"microseconds with {size} memcgs", round(costs[size] * 1e6))
+            record(f"microseconds with {size} memcgs", round(costs[size][0] * 1e6))
     below.close()
-    few, many = costs[SIZES[0]], costs[SIZES[-1]]
+    (few, least), (many, most) = costs[SIZES[0]], costs[SIZES[-1]]
+    assert most < least + MORE, (
+        f"a system OOM walks {least} memcgs of {SIZES[0]}, and {most} of {SIZES[-1]}"
+    )
     assert many < max(few * RATIO, NOTHING), (
         f"a system OOM tells its listeners in {few * 1e6:.0f} us with {SIZES[0]} listening memcg, "
         f"in {many * 1e6:.0f} us with {SIZES[-1]}"

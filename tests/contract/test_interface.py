@@ -13,11 +13,12 @@ from helpers.evidence import Unproven
 from helpers.judge import PATIENCE, alive_on_root, stays_silent
 from helpers.listeners import Listener, register
 from helpers.memcgs import Memcg, write
-from helpers.triggers import system_oom
+from helpers.triggers import memcg_oom, sysrq_kill, system_oom
 from helpers.versions import need
 
 Make = Callable[..., Memcg]
 Listen = Callable[..., Listener]
+MANY = 60
 
 
 def name(number: int) -> str:
@@ -67,6 +68,33 @@ def test_root_takes_an_eventfd_and_a_descriptor_open_for_reading(root: Memcg) ->
     finally:
         os.close(control)
         listener.close()
+
+
+@pytest.mark.clause("I2")
+@pytest.mark.system_oom
+def test_root_takes_any_number_at_any_time(root: Memcg, memcg: Make, stuck: Make) -> None:
+    need("registration of eventfds", root)
+    limited = memcg()
+    states: dict[str, Callable[[], object]] = {
+        "at first": lambda: None,
+        "while a child is under OOM": stuck,
+        "after a memcg OOM": lambda: memcg_oom(limited),
+        "after a system OOM": lambda: system_oom(allocator=root),
+        "after a kill by sysrq-f": lambda: sysrq_kill(root),
+    }
+    listeners: list[Listener] = []
+    control = os.open(root.file("memory.oom_control"), os.O_RDONLY)
+    try:
+        for state, reach in states.items():
+            reach()
+            for _ in range(MANY):
+                listeners.append(Listener("one of many"))
+                got = register(root, listeners[-1].fd, control)
+                assert not got, f"{state}, listener #{len(listeners)} is refused: {name(got)}"
+    finally:
+        os.close(control)
+        for one in listeners:
+            one.close()
 
 
 def refused(root: Memcg, other: Memcg, eventfd: int, case: str) -> int:

@@ -11,24 +11,88 @@ import pytest
 
 from helpers.evidence import Inconclusive
 from helpers.hogs import SPARED, Child
-from helpers.judge import PATIENCE, fires, settled
+from helpers.judge import PATIENCE, alive_on, fires, settled, stays_silent
 from helpers.listeners import Listener
-from helpers.memcgs import Memcg
-from helpers.triggers import fence, memcg_oom, sysrq_kill, system_oom
-from helpers.whitebox import Unavailable, Whitebox
+from helpers.memcgs import Memcg, write
+from helpers.preflight import sysctl
+from helpers.triggers import fence, memcg_oom, remove, sysrq_kill, sysrq_nobody, system_oom
+from helpers.whitebox import Whitebox
 
 Make = Callable[..., Memcg]
 Listen = Callable[..., Listener]
 
 
+def by_the_allocating_task(root: Memcg) -> None:
+    """A system OOM whose victim is not looked for."""
+    with sysctl("vm/oom_kill_allocating_task", "1"):
+        system_oom(allocator=root)
+
+
+def refused_registrations(root: Memcg) -> None:
+    """Registrations that the kernel does not take."""
+    for line in ("garbage", f"{1 << 14} {1 << 14}", f"0 {1 << 14}"):
+        if not write(root.file("cgroup.event_control"), line):
+            raise Inconclusive(f"registering {line!r} on root is not refused")
+
+
 @pytest.mark.clause("P4")
 @pytest.mark.system_oom
-def test_system_oom_after_a_kill_by_sysrq(root: Memcg, listen: Listen) -> None:
-    listener = listen(root, "root")
-    sysrq_kill(root)
-    settled(root, [listener], [0])
+def test_system_oom_after_anything_else(root: Memcg, memcg: Make, listen: Listen) -> None:
+    limited, heard = memcg(), memcg()
+    listener, own = listen(root, "root"), listen(limited, "below")
+    listen(heard, "on a memcg that is removed")
+    others: dict[str, Callable[[], object]] = {
+        "nothing": lambda: None,
+        "a kill by sysrq-f": lambda: sysrq_kill(root),
+        "sysrq-f that found nobody": sysrq_nobody,
+        "a memcg OOM": lambda: memcg_oom(limited),
+        "a memcg with listeners was removed": lambda: remove(heard),
+        "a registration was refused": lambda: refused_registrations(root),
+        "vm.oom_kill_allocating_task": lambda: by_the_allocating_task(root),
+    }
+    for name, other in others.items():
+        other()
+        settled(root, [listener], [0])
+        system_oom(allocator=root)
+        if name == "nothing":
+            fires(listener)
+        else:
+            assert listener.wait(PATIENCE), f"after {name}, a system OOM did not signal root"
+    own.count()
+    memcg_oom(limited)
+    if not own.wait(PATIENCE):
+        raise Inconclusive("after all that, a memcg OOM does not signal its own listener")
+
+
+@pytest.mark.clause("P3")
+@pytest.mark.system_oom
+def test_eventfd_on_root_and_on_a_memcg_that_is_removed(
+    root: Memcg, memcg: Make, listen: Listen
+) -> None:
+    child = memcg()
+    both, witness = Listener("on root and below").on(child).on(root), listen(root, "witness")
+    remove(child)
+    if not both.wait(PATIENCE):
+        raise Inconclusive("removing a memcg did not signal its listener")
     system_oom(allocator=root)
-    fires(listener)
+    counts = settled(root, [both, witness], fires(both, witness))
+    both.close()
+    assert len(set(counts)) == 1, f"unequal counts: {counts}"
+
+
+@pytest.mark.clause("K2")
+@pytest.mark.system_oom
+def test_system_oom_leaves_the_victims_memcg_at_rest(
+    root: Memcg, memcg: Make, listen: Listen
+) -> None:
+    listen(root, "root")
+    child = memcg()
+    system_oom(allocator=child)
+    fence(root)
+    assert child.oom_control().under_oom == 0, "it is under OOM still"
+    late = listen(child, "latecomer")
+    stays_silent(root, late, after="registering on a memcg where a system OOM has killed")
+    alive_on(child, late)
 
 
 @pytest.mark.clause("K1")
@@ -59,24 +123,30 @@ def test_memcg_oom_signals_after_a_system_oom(root: Memcg, memcg: Make, listen: 
 
 @pytest.mark.clause("P12")
 @pytest.mark.system_oom
-def test_memcgs_do_not_add_to_the_signals(root: Memcg, memcg: Make, listen: Listen) -> None:
-    try:
-        whitebox = Whitebox()
-    except Unavailable as error:
-        pytest.skip(str(error))
+def test_memcgs_do_not_add_to_the_signals(
+    root: Memcg, memcg: Make, listen: Listen, whitebox: Whitebox
+) -> None:
     for _ in range(20):
         memcg()
     listener = listen(root, "root")
     system_oom(allocator=root)
     (count,) = settled(root, [listener], fires(listener))
     calls = whitebox.counts().calls
-    whitebox.unload()
     assert count <= calls, f"{count} signals for {calls} calls of the OOM killer"
+
+
+SLOWLY = 500  # microseconds from one listener to the next
 
 
 @pytest.mark.clause("S1")
 @pytest.mark.system_oom
-def test_listeners_come_and_go_during_system_ooms(root: Memcg, listen: Listen) -> None:
+@pytest.mark.parametrize("pace", ["at its pace", "slowly"])
+def test_listeners_come_and_go_during_system_ooms(
+    root: Memcg, listen: Listen, pace: str, request: pytest.FixtureRequest
+) -> None:
+    if pace == "slowly":
+        request.getfixturevalue("whitebox").slow(SLOWLY)
+
     def churn() -> None:
         while True:
             for one in [Listener("passing").on(root) for _ in range(4)]:

@@ -12,14 +12,22 @@ from contextlib import contextmanager
 import pytest
 
 from helpers import gate
-from helpers.evidence import Inconclusive, Kill, Kmsg, kills, vmstat
-from helpers.hogs import CHUNK, Bait, Child, exhaust, populate, sleep_forever
+from helpers.evidence import SYSRQ, Inconclusive, Kill, Kmsg, kills, vmstat
+from helpers.hogs import CHUNK, Bait, Child, exhaust, populate, sleep_forever, touch
 from helpers.judge import PATIENCE, fires
 from helpers.listeners import Listener
 from helpers.memcgs import MIB, Memcg
 from helpers.preflight import sysctl
-from helpers.triggers import Proof, memcg_oom, sysrq_kill, system_oom
-from helpers.versions import release
+from helpers.triggers import (
+    MUCH,
+    Proof,
+    hog_at_limit,
+    memcg_oom,
+    sysrq_f,
+    sysrq_kill,
+    system_oom,
+)
+from helpers.versions import need, release
 from helpers.waiters import poll
 
 pytestmark = pytest.mark.system_oom
@@ -110,6 +118,51 @@ def test_memcg_oom_is_told_and_counted(root: Memcg, memcg: Make, listen: Listen)
 def test_sysrq_is_told_and_counted(root: Memcg, listen: Listen) -> None:
     listen(root, "root")
     tells(lambda: sysrq_kill(root), "CONSTRAINT_NONE", forced=True)
+
+
+@pytest.mark.clause("K6")
+def test_sysrq_kills(root: Memcg, listen: Listen) -> None:
+    listen(root, "root")
+    kmsg, bait = Kmsg(), Bait(root, MIB)
+    try:
+        sysrq_f()
+        status = bait.wait()
+        if not any(map(SYSRQ.search, kmsg.read())):
+            raise Inconclusive("the kernel does not say that it was asked by sysrq-f")
+        assert status == -9, f"sysrq-f has killed nobody, the bait's status is {status}"
+    finally:
+        bait.kill()
+        os.close(bait.tether)
+        kmsg.close()
+
+
+@pytest.mark.clause("K6")
+@pytest.mark.parametrize("faults", [populate, touch], ids=["in the kernel", "in user space"])
+def test_memcg_oom_kills(
+    root: Memcg, memcg: Make, listen: Listen, faults: Callable[[int], None]
+) -> None:
+    listen(root, "root")
+    hog = hog_at_limit(memcg(), body=lambda: faults(MUCH))
+    status = hog.wait()
+    hog.kill()
+    assert status == -9, f"beyond its memcg's limit nobody was killed, the hog's status is {status}"
+
+
+@pytest.mark.clause("K6")
+@pytest.mark.parametrize("below", [False, True], ids=["in root", "below root"])
+def test_kill_is_counted_where_the_victim_lived(
+    root: Memcg, memcg: Make, listen: Listen, below: bool
+) -> None:
+    need("oom_kill in memory.oom_control", root)
+    listen(root, "root")
+    home, other = (memcg(), root) if below else (root, memcg())
+    before = [one.oom_control().oom_kill or 0 for one in (home, other)]
+    proof = system_oom(allocator=home)
+    after = [one.oom_control().oom_kill or 0 for one in (home, other)]
+    if proof.system_kills != 1:
+        raise Inconclusive(f"{proof.system_kills} were killed instead of one")
+    added = [now - then for now, then in zip(after, before, strict=True)]
+    assert added == [1, 0], f"one was killed: {home} counts {added[0]}, {other} counts {added[1]}"
 
 
 @pytest.mark.clause("K6")

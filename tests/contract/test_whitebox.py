@@ -3,38 +3,29 @@
 
 from __future__ import annotations
 
+import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
 from helpers import hogs
-from helpers.evidence import Inconclusive, Kmsg, kills
+from helpers.evidence import Inconclusive, Kill, Kmsg, kills
 from helpers.hogs import CHUNK, Child, exhaust
 from helpers.judge import alive_on_root, fires, settled, stays_silent
 from helpers.listeners import Listener
 from helpers.memcgs import MIB, Memcg
 from helpers.tracing import SIGNAL, Tracer
-from helpers.triggers import system_oom
-from helpers.whitebox import Counts, Unavailable, Whitebox
+from helpers.triggers import MUCH, hog_at_limit, system_oom
+from helpers.whitebox import Counts, Whitebox
 
 pytestmark = pytest.mark.system_oom
 
 Make = Callable[..., Memcg]
 Listen = Callable[..., Listener]
 
+PAGE = os.sysconf("SC_PAGE_SIZE")
 RESERVE = 8 * MIB  # what a notifier frees: more than any hog takes before it looks again
-
-
-@pytest.fixture
-def whitebox() -> Iterator[Whitebox]:
-    """The white-box module, loaded."""
-    try:
-        loaded = Whitebox()
-    except Unavailable as error:
-        pytest.skip(str(error))
-    yield loaded
-    loaded.unload()
 
 
 def unkilled(whitebox: Whitebox, body: Callable[[], None], status: int = 0) -> Counts:
@@ -110,21 +101,42 @@ def test_allocation_that_forbids_a_kill_keeps_root_silent(
 
 @pytest.mark.clause("K6")
 @pytest.mark.parametrize(
-    ("way", "gfp"), [("freed", "kernel"), ("nofs", "nofs")], ids=["notifier", "GFP_NOFS"]
+    ("way", "gfp", "context"),
+    [("freed", "kernel", "task"), ("nofs", "nofs", "task"), ("dying", "kernel", "dying")],
+    ids=["notifier", "GFP_NOFS", "dying"],
 )
 def test_system_oom_with_a_way_out_kills_nobody(
-    root: Memcg, listen: Listen, whitebox: Whitebox, way: str, gfp: str
+    root: Memcg, listen: Listen, whitebox: Whitebox, way: str, gfp: str, context: str
 ) -> None:
     listen(root, "root")
-    whitebox.hold(RESERVE, report=way == "freed")
+    if way != "dying":
+        whitebox.hold(RESERVE, report=way == "freed")
     kmsg = Kmsg()
-    child = Child(lambda: whitebox.alloc(gfp), root)
+    child = Child(lambda: whitebox.alloc(gfp, context=context), root)
     child.wait()
     child.kill()
     proven(whitebox.counts(), way)
     killed = kills(kmsg.read())
     kmsg.close()
     assert not killed, f"somebody was killed, although all that the kernel had to do was: {way}"
+
+
+@pytest.mark.clause("K6")
+def test_memcg_oom_in_an_allocation_that_forbids_io_kills(
+    root: Memcg, memcg: Make, listen: Listen, whitebox: Whitebox
+) -> None:
+    # GFP_NOFS spares only the system the killer (out_of_memory(), mm/oom_kill.c).
+    listen(root, "root")
+    child = memcg()
+    kmsg = Kmsg()
+    hog = hog_at_limit(child, body=lambda: whitebox.alloc("nofs_account", blocks=MUCH // PAGE))
+    status = hog.wait()
+    hog.kill()
+    killed = Kill(hog.pid, memcg=True) in kills(kmsg.read())
+    kmsg.close()
+    if status == 0:
+        raise Inconclusive("an allocation in the kernel was not charged to its memcg")
+    assert killed, f"nobody was killed at the limit, the hog's status is {status}"
 
 
 @pytest.mark.clause("N7")
@@ -135,6 +147,7 @@ def test_system_oom_with_a_way_out_kills_nobody(
         ("retry_mayfail", 0, "thread"),
         ("noretry", 0, "task"),
         ("kernel", 9, "task"),
+        ("dma32", 0, "task"),
     ],
 )
 def test_allocation_that_may_fail_keeps_root_silent(
@@ -165,15 +178,24 @@ def test_signal_precedes_the_kill(root: Memcg, listen: Listen) -> None:
 
 
 @pytest.mark.clause("P10")
-@pytest.mark.parametrize(("context", "order"), [("task", 0), ("thread", 0), ("thread", 2)])
+@pytest.mark.parametrize(
+    ("gfp", "context", "order"),
+    [
+        ("kernel", "task", 0),
+        ("kernel", "thread", 0),
+        ("kernel", "thread", 3),
+        ("kernel", "worker", 1),
+        ("nofail", "task", 0),
+    ],
+)
 def test_allocation_in_the_kernel(
-    root: Memcg, memcg: Make, listen: Listen, whitebox: Whitebox, context: str, order: int
+    root: Memcg, memcg: Make, listen: Listen, whitebox: Whitebox, gfp: str, context: str, order: int
 ) -> None:
     listener = listen(root, "root")
     system_oom(
         allocator=root,
         victim=memcg(),
-        body=lambda: whitebox.alloc("kernel", order=order, context=context),
+        body=lambda: whitebox.alloc(gfp, order=order, context=context),
     )
     fires(listener)
 
