@@ -2,11 +2,13 @@
 """I5: does a tree still build without memcg, without memcg v1, without NUMA?
 
 A whole kernel for each would take minutes. Only the files that deal with OOMs are compiled, and a
-symbol that they want from a file which such a kernel does not have is a link that would fail.
+symbol that they want from a file which such a kernel does not have is a link that would fail, as is
+one that two of them define. A kernel of one node has all that matters to OOMs, and must call it.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 from collections.abc import Iterable, Iterator
@@ -29,6 +31,7 @@ class Variant:
 
     :ivar absent: the object files that it then does not have.
     :ivar also: what it has besides :data:`OBJECTS` and must be compiled as well.
+    :ivar same: what must need of memcontrol.o all that it needs in the whole kernel.
     """
 
     name: str
@@ -36,6 +39,7 @@ class Variant:
     absent: tuple[str, ...]
     also: tuple[str, ...] = ()
     first: series.Version = (0, 0)
+    same: tuple[str, ...] = ()
 
 
 VARIANTS = (
@@ -47,18 +51,25 @@ VARIANTS = (
         ("mm/memcontrol.o",),
         (6, 11),
     ),
-    Variant("without NUMA", "no-numa.config", ("mm/mempolicy.o",), ("mm/memcontrol.o",)),
+    Variant(
+        "without NUMA",
+        "no-numa.config",
+        ("mm/mempolicy.o",),
+        ("mm/memcontrol.o",),
+        same=("mm/oom_kill.o", "mm/page_alloc.o"),
+    ),
 )
 
 
 def _symbols(objects: Path, name: str, which: str) -> set[str]:
     """Names in an object file; none if there is no such file.
 
-    :param which: ``-u`` or ``--defined-only``.
+    :param which: ``-u``, or ``--defined-only`` for those that others may use and not define.
     """
-    command = ["nm", "-P", which, str(objects / name)]
+    command = ["nm", "-P", "-g", which, str(objects / name)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return {line.split()[0] for line in done.stdout.splitlines() if line.strip()}
+    words = [line.split() for line in done.stdout.splitlines() if line.strip()]
+    return {word[0] for word in words if word[1] not in "vVwW"}
 
 
 def complaint(source: Source, tree: Tree, whole: Path, variant: Variant, header: str = "") -> str:
@@ -86,6 +97,17 @@ def complaint(source: Source, tree: Tree, whole: Path, variant: Variant, header:
             missing = _symbols(objects, name, "-u") & _symbols(whole, absent, "--defined-only")
             if missing:
                 return f"{name}: undefined reference to {min(missing)}, which {absent} would have"
+    for one, other in itertools.combinations(wanted, 2):
+        twice = _symbols(objects, one, "--defined-only") & _symbols(
+            objects, other, "--defined-only"
+        )
+        if twice:
+            return f"{other}: multiple definition of {min(twice)}, which {one} has, too"
+    for name in variant.same:
+        lost = _symbols(whole, name, "-u") - _symbols(objects, name, "-u")
+        lost &= _symbols(whole, "mm/memcontrol.o", "--defined-only")
+        if lost:
+            return f"{name}: no longer refers to {min(lost)}, which is there"
     return ""
 
 

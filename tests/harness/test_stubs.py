@@ -38,9 +38,9 @@ def complain(built: Path) -> str:
     return stubs.complaint(given, source.Tree(given), built / "whole", VARIANT)
 
 
-def oom_kill(built: Path, code: str) -> None:
+def oom_kill(built: Path, code: str, name: str = "mm/oom_kill.o") -> None:
     objects = built / "builds" / f"{source.Source('key', built).name}-no-memcg"
-    compiled(objects / "mm/oom_kill.o", code)
+    compiled(objects / name, code)
 
 
 def quiet(*_: object, **__: object) -> None:
@@ -62,6 +62,31 @@ def test_what_another_file_would_have(
     oom_kill(built, code)
     assert complain(built).startswith(told)
     assert bool(complain(built)) == bool(told)
+
+
+@pytest.mark.parametrize(("how", "told"), [("", "multiple definition of stub"), ("static ", "")])
+def test_what_two_files_define(
+    built: Path, monkeypatch: pytest.MonkeyPatch, how: str, told: str
+) -> None:
+    monkeypatch.setattr(run, "watch", quiet)
+    for name in ("mm/oom_kill.o", "mm/page_alloc.o"):
+        oom_kill(built, f"{how}void stub(void) {{}}", name)
+    assert told in complain(built)
+    assert bool(complain(built)) == bool(told)
+
+
+@pytest.mark.parametrize(("calls", "told"), [("", "no longer refers to notify"), ("notify();", "")])
+def test_what_a_file_no_longer_refers_to(
+    built: Path, monkeypatch: pytest.MonkeyPatch, calls: str, told: str
+) -> None:
+    monkeypatch.setattr(run, "watch", quiet)
+    compiled(built / "whole/mm/oom_kill.o", "void notify(void); void oom(void) { notify(); }")
+    oom_kill(built, f"void notify(void); void oom(void) {{ {calls} }}")
+    alike = Variant("alike", "no-memcg.config", (), same=("mm/oom_kill.o",))
+    given = source.Source("key", built)
+    complaint = stubs.complaint(given, source.Tree(given), built / "whole", alike)
+    assert told in complaint
+    assert bool(complaint) == bool(told)
 
 
 def test_what_the_compiler_says(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
