@@ -44,6 +44,8 @@ OUTCOMES: tuple[tuple[type[BaseException], str], ...] = (
 GUEST = not Path(__file__).with_name("vm").is_dir()
 pytest_plugins = [] if GUEST else ["vm.plugin"]
 
+SLOWLY = 500  # microseconds
+
 MOUNT = pytest.StashKey[str]()
 CLEANUP = pytest.StashKey[contextlib.ExitStack]()
 
@@ -210,6 +212,19 @@ def whitebox() -> Iterator[Whitebox]:
         pytest.skip(str(error))
     yield loaded
     loaded.unload()
+
+
+@pytest.fixture
+def slowly() -> Iterator[None]:
+    """Have a system OOM take its time from one listener to the next, where the module can do that:
+    what others can do meanwhile is no longer a matter of luck.
+    """
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(Unavailable):
+            loaded = Whitebox()
+            stack.callback(loaded.unload)
+            loaded.slow(SLOWLY)
+        yield
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ MORE = 20  # steps; somewhere between none and as many as there are memcgs
 LOOK = ("oom_evaluate_task", "oom_scan_process_thread")
 # More would take long: reclaim walks them all some two hundred times before there is an OOM.
 SIZES = (1, 100)
-OOMS = 3
+OOMS = 2
 # A walk over 100 memcgs takes tens of times what a walk over one does; what a machine that is busy
 # with something else adds is not in the fastest of several.
 RATIO = 5.0

@@ -228,10 +228,7 @@ def test_root_reads_at_rest_around_memcg_ooms(root: Memcg, memcg: Make, stuck: M
 
 @pytest.mark.clause("K5")
 @pytest.mark.system_oom
-@pytest.mark.parametrize("pace", ["at its pace", "slowly"])
-def test_root_reads_at_rest_around_a_system_oom(
-    root: Memcg, listen: Listen, pace: str, request: pytest.FixtureRequest
-) -> None:
+def test_root_reads_at_rest_around_a_system_oom(root: Memcg, listen: Listen, slowly: None) -> None:
     def watch() -> None:
         while at_rest(root):
             pass
@@ -239,8 +236,6 @@ def test_root_reads_at_rest_around_a_system_oom(
 
     for n in range(20):
         listen(root, f"root #{n}")
-    if pace == "slowly":
-        request.getfixturevalue("whitebox").slow(500)  # microseconds for each of them
     watcher = Child(watch, root, score=SPARED)
     system_oom(allocator=root)
     fence(root)

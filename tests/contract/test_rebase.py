@@ -135,18 +135,11 @@ def test_memcgs_do_not_add_to_the_signals(
     assert count <= calls, f"{count} signals for {calls} calls of the OOM killer"
 
 
-SLOWLY = 500  # microseconds from one listener to the next
-
-
 @pytest.mark.clause("S1")
 @pytest.mark.system_oom
-@pytest.mark.parametrize("pace", ["at its pace", "slowly"])
 def test_listeners_come_and_go_during_system_ooms(
-    root: Memcg, listen: Listen, pace: str, request: pytest.FixtureRequest
+    root: Memcg, listen: Listen, slowly: None
 ) -> None:
-    if pace == "slowly":
-        request.getfixturevalue("whitebox").slow(SLOWLY)
-
     def churn() -> None:
         while True:
             for one in [Listener("passing").on(root) for _ in range(4)]:

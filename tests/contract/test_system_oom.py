@@ -31,7 +31,7 @@ def test_system_oom_signals_root(root: Memcg, listen: Listen) -> None:
 
 
 @pytest.mark.clause("P2")
-@pytest.mark.parametrize("depth", [1, 2, 4])
+@pytest.mark.parametrize("depth", [1, 4])
 def test_hog_below_root(root: Memcg, memcg: Make, listen: Listen, depth: int) -> None:
     home = root
     for _ in range(depth):
@@ -52,10 +52,9 @@ def test_victim_is_somebody_else(root: Memcg, memcg: Make, listen: Listen, where
 
 
 @pytest.mark.clause("P2")
-@pytest.mark.parametrize("score", [0, -500])
-def test_victim_is_like_any_other(root: Memcg, memcg: Make, listen: Listen, score: int) -> None:
+def test_victim_whose_score_was_lowered(root: Memcg, memcg: Make, listen: Listen) -> None:
     listener = listen(root, "root")
-    system_oom(allocator=memcg(), score=score)
+    system_oom(allocator=memcg(), score=-500)
     fires(listener)
 
 
@@ -71,7 +70,7 @@ def test_hog_in_a_memcg_with_a_limit_it_has_not_reached(
 
 
 @pytest.mark.clause("P3")
-@pytest.mark.parametrize("count", [2, 3, 40])
+@pytest.mark.parametrize("count", [2, 40])
 def test_every_listener_is_signalled_alike(root: Memcg, listen: Listen, count: int) -> None:
     listeners = [listen(root, f"root #{n}") for n in range(count)]
     system_oom(allocator=root)
@@ -137,8 +136,7 @@ def test_burst_of_hogs(root: Memcg, listen: Listen, record: Callable[[str, objec
 
 
 @pytest.mark.clause("P5")
-@pytest.mark.parametrize("children", [1, 30])
-@pytest.mark.parametrize("heard", [False, True], ids=["unheard", "heard"])
+@pytest.mark.parametrize(("children", "heard"), [(1, False), (1, True), (30, True)])
 def test_other_memcgs_do_not_matter(
     root: Memcg, memcg: Make, listen: Listen, children: int, heard: bool
 ) -> None:
