@@ -13,12 +13,13 @@ import pytest
 from helpers import kinds
 from helpers.evidence import Inconclusive
 from helpers.hogs import Child, sleep_forever
-from helpers.judge import fires
+from helpers.judge import fires, settled
 from helpers.listeners import Listener
 from helpers.memcgs import Memcg, put
 from helpers.preflight import sysctl
 from helpers.triggers import system_oom
 from helpers.versions import LRU_GEN, need
+from helpers.whitebox import Unavailable, Whitebox
 
 pytestmark = [pytest.mark.system_oom, pytest.mark.clause("P10")]
 
@@ -107,11 +108,18 @@ def min_ttl(milliseconds: int) -> Iterator[None]:
                 put(path, value)
 
 
-def test_kswapd_of_mglru(root: Memcg, listen: Listen, request: pytest.FixtureRequest) -> None:
+def test_kswapd_of_mglru(root: Memcg, listen: Listen) -> None:
     need("MGLRU", root)
+    whitebox = None
+    with suppress(Unavailable):
+        whitebox = Whitebox()
     listener = listen(root, "root (kswapd)")
     with min_ttl(3600_000), somebody_else():
         proof = system_oom(allocator=root, body=kinds.slowly)
     if not any(re.match(r"kswapd\d+ invoked oom-killer", line) for line in proof.lines):
         raise Inconclusive("it was not kswapd that invoked the OOM killer")
-    fires(listener)
+    (count,) = settled(root, [listener], fires(listener))
+    if whitebox is not None:
+        calls = whitebox.counts().calls
+        whitebox.unload()
+        assert count <= calls, f"{count} signals for {calls} calls of the OOM killer"
