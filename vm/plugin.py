@@ -10,6 +10,7 @@ no fixture runs on the host.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,10 @@ from vm.target import Target, split
 ROOT = Path(__file__).resolve().parent.parent
 HARNESS = ROOT / "tests" / "harness"
 KERNELS = "oomtest_kernels"
+# So many system OOMs that hang a kernel, in each of xdist's workers, are enough to know it by; each
+# takes as long as the timers do.
+ENOUGH = 4
+TIRED = f"left out: {ENOUGH} system OOMs have hung this kernel already"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -113,6 +118,7 @@ class Guests:
         self.dispatcher = dispatch.Dispatcher()
         self.targets: dict[str, Target] = {}
         self.routes: dict[str, tuple[Target, str]] = {}
+        self.hung: Counter[str] = Counter()  # by kernel
 
     def say(self, line: str) -> None:
         """Progress, unless this is an xdist worker, whose terminal is nobody's."""
@@ -253,12 +259,18 @@ class Guests:
         began = time.time()
         marker = item.get_closest_marker("timeout")
         limit = target.limit(float(marker.args[0]) if marker and marker.args else None)
+        deadly = item.get_closest_marker("system_oom") is not None
         try:
             here, then = self._machine(item), self._machine(nextitem)
             assert here is not None
-            result = self.dispatcher.run(nodeid, here, limit, then, target.mutant)
+            if deadly and self.hung[target.name] >= ENOUGH:
+                result = dispatch.Result(crash=Crash("skipped", TIRED))
+            else:
+                result = self.dispatcher.run(nodeid, here, limit, then, target.mutant)
         except (LostVM, UserError) as error:
             result = dispatch.Result(crash=Crash("lost", str(error)))
+        if deadly and result.crash and result.crash.kind in {"hang", "stuck"}:
+            self.hung[target.name] += 1
         for report in self._reports(item, result, began):
             report.nodeid = item.nodeid
             report.user_properties.append(("kernel", target.name))
@@ -279,6 +291,10 @@ class Guests:
             phases.add(report.when)
             yield report
         if result.crash is None:
+            return
+        if result.crash.kind == "skipped":
+            yield self._skipped(item, result.crash.reason, began)
+            yield self._made(item, "teardown", began, 0.0, None, "passed")
             return
         if "setup" not in phases:
             yield self._made(item, "setup", began, 0.0, None, "passed")
@@ -329,6 +345,12 @@ class Guests:
             stop=began + seconds,
             user_properties=properties,
         )
+
+    def _skipped(self, item: pytest.Item, why: str, began: float) -> TestReport:
+        """A report of a test that was not run."""
+        report = self._made(item, "setup", began, 0.0, None, "skipped")
+        report.longrepr = (str(item.path), item.location[1] or 0, f"Skipped: {why}")
+        return report
 
     def _show(self, report: TestReport) -> None:
         """With ``-s``, what the test printed in the guest; failures show it anyway."""

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A kernel that every system OOM hangs: the run comes to an end, and to a verdict."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.harness.conftest import ROOT, Pytest
+from vm.plugin import ENOUGH, TIRED
+
+# In place of machines, something that hangs.
+STAND_IN = """
+from pathlib import Path
+from types import SimpleNamespace
+from vm import dispatch, plugin
+from vm.outcome import Crash
+
+class Target:
+    mutant = 0
+    def __init__(self, name, *_):
+        self.name = name
+        self.kernel = SimpleNamespace(name=name, image=Path("/nonexistent/bzImage"))
+    def mutated(self, number):
+        return self
+    def describe(self):
+        return {"release": "6.1.0", "how": "", "machine": "", "image": ""}
+    def limit(self, seconds):
+        return 1.0
+    def machine(self, profile):
+        return object()
+
+def run(self, *_):
+    return dispatch.Result(crash=Crash("hang", "the kernel hangs"))
+
+plugin.Target = Target
+dispatch.Dispatcher.run = run
+"""
+
+
+def test_enough_is_enough(
+    tmp_path: Path, run_pytest: Pytest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "stand_in.py").write_text(STAND_IN)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT}")
+    found = tmp_path / "found.json"
+    arguments = ["-p", "stand_in", "--kernel", "any", "--json", str(found), "-n", "0"]
+    run_pytest(*arguments, "tests/contract/test_memcg_oom.py", "tests/contract/test_silence.py")
+    (kernel,) = json.loads(found.read_text())["kernels"]
+    hung = [one for one in kernel["tests"] if one["state"] == "hang"]
+    left_out = [one for one in kernel["tests"] if one["state"] == "skipped"]
+    assert len([one for one in hung if "test_silence" in one["test"]]) + 1 == ENOUGH
+    assert all("test_memcg_oom" in one["test"] for one in hung[: -ENOUGH + 1])
+    assert left_out
+    assert all(TIRED in one["detail"] for one in left_out)
+    assert kernel["verdict"] == "violates"
