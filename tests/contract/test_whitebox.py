@@ -11,7 +11,7 @@ import pytest
 
 from helpers import hogs
 from helpers.evidence import Inconclusive, Kill, Kmsg, kills
-from helpers.hogs import CHUNK, Child, exhaust
+from helpers.hogs import CHUNK, Bait, Child, exhaust
 from helpers.judge import alive_on_root, fires, settled, stays_silent
 from helpers.listeners import Listener
 from helpers.memcgs import MIB, Memcg
@@ -112,9 +112,13 @@ def test_system_oom_with_a_way_out_kills_nobody(
     if way != "dying":
         whitebox.hold(RESERVE, report=way == "freed")
     kmsg = Kmsg()
-    child = Child(lambda: whitebox.alloc(gfp, context=context), root)
+    # The one to be killed is somebody else: a task that is dying already is chosen without a word.
+    bait = Bait(root, MIB)
+    child = Child(lambda: whitebox.alloc(gfp, context=context), root, score=0)
     child.wait()
     child.kill()
+    bait.kill()
+    os.close(bait.tether)
     proven(whitebox.counts(), way)
     killed = kills(kmsg.read())
     kmsg.close()
