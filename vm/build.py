@@ -19,6 +19,7 @@ from vm.source import Say, Source, Tree, check_readable, find, version
 
 NAME = re.compile(r"^(\d+\.\d+)/([a-z-]+)$")
 STEP = re.compile(r"^  (?:CC|AS|LD|AR)\s+(?:\[M\]\s+)?(\S+)")
+TELLING = re.compile(r"error:|undefined reference|not found|No rule to|No space left")
 # The same input gives the same image.
 REPRODUCIBLE = {
     "KBUILD_BUILD_TIMESTAMP": "Thu Jan  1 00:00:00 UTC 1970",
@@ -186,9 +187,12 @@ def _make(
 ) -> None:
     began = last = time.monotonic()
     count = 0
+    telling: list[str] = []
 
     def each(line: str) -> None:
         nonlocal last, count
+        if TELLING.search(line):
+            telling.append(line)
         step = STEP.match(line)
         if step:
             count += 1
@@ -205,7 +209,9 @@ def _make(
             "make not found: install it (Debian: apt install build-essential)"
         ) from None
     except run.Failed as error:
-        raise UserError(f"{label} does not build: {_why(error.lines)}", INCONCLUSIVE) from None
+        # The other jobs of make may have gone on long after the one that failed.
+        why = _why([*error.lines, *telling])
+        raise UserError(f"{label} does not build: {why}", INCONCLUSIVE) from None
     say(f"built {label} in {time.monotonic() - began:.0f} s")
 
 
@@ -213,11 +219,7 @@ def _why(lines: Sequence[str]) -> str:
     """The line of a failed build that tells most."""
     if any("No space left" in line for line in lines):
         raise OSError(28, "No space left on device")
-    telling = [
-        line
-        for line in lines
-        if re.search(r"error:|undefined reference|not found|No rule to", line)
-    ]
+    telling = [line for line in lines if TELLING.search(line)]
     return (telling or [line for line in lines if line] or ["no output"])[0].strip()
 
 

@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.harness.kernels import A_PORT, BROKEN, ON_TOP, tree_of
+from tests.harness.kernels import A_PORT, BROKEN, ON_TOP, quiet, tree_of
 from vm import build, kconfig, run, series
 from vm.errors import INCONCLUSIVE, USAGE, UserError
 
@@ -147,9 +148,11 @@ def test_a_build_on_a_full_disk_is_told_as_such() -> None:
 def test_a_failed_build_is_inconclusive(
     monkeypatch: pytest.MonkeyPatch, cache_dir: Path, tmp_path: Path
 ) -> None:
-    def fail(command: list[str], *_: object, **__: object) -> None:
-        raise run.Failed(command, 2, ["mm/oom_kill.c:9: error: expected ';'"])
+    def fail(command: list[str], each: Callable[[str], None] = quiet, **_: object) -> None:
+        each("mm/oom_kill.c:9: error: expected ';'")
+        raise run.Failed(command, 2, ["  CC      fs/sync.o"])
 
+    monkeypatch.setattr(build, "configure", lambda *_: None)
     monkeypatch.setattr(run, "watch", fail)
     with pytest.raises(
         UserError, match=r"6\.1/x does not build: mm/oom_kill\.c:9: error"
