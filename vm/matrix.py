@@ -30,6 +30,7 @@ CELLS = {
 }
 STATES = {
     "killed": "green", "deviates": "green", "left alone": "green", "killed by another": "yellow",
+    "not applicable": "dim",
     "survived": "bold red", "wrongly rejected": "bold red", "inconclusive": "bold red",
 }  # fmt: skip
 BOX, LEFT, TOP = 18, 300, 60  # pixels
@@ -39,7 +40,7 @@ def cells(outcome: Outcome) -> Iterator[str]:
     """A mutant's row: for each clause a key of :data:`CELLS`."""
     mutant = outcome.mutant
     for row in outcome.judgement.rows:
-        named = row.clause.id in mutant.clauses
+        named = row.clause.id in mutant.clauses and not outcome.reason
         if row.clause.id in outcome.by:
             written = row.clause.level == "as-written"
             wrongly = mutant.kind == "right" or (mutant.kind == "deviation" and not written)
@@ -78,6 +79,8 @@ def _sum(count: Counter[str]) -> str:
 
 def _why(outcome: Outcome) -> str:
     """Why the clauses that must reject a mutant did not."""
+    if outcome.reason:
+        return f": {outcome.reason}"
     if outcome.state in {"inconclusive", "wrongly rejected"}:
         return f": {outcome.judgement.why}"
     rows = [row for row in outcome.judgement.rows if row.clause.id in outcome.mutant.clauses]
@@ -103,7 +106,7 @@ def write_json(outcomes: Sequence[Outcome], path: Path) -> None:
                 "state": outcome.state,
                 "rejected_by": outcome.by,
                 "verdict": outcome.judgement.verdict,
-                "why": outcome.judgement.why,
+                "why": outcome.reason or outcome.judgement.why,
                 "rows": {row.clause.id: [row.state, row.detail] for row in rows},
             }
         )

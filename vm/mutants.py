@@ -15,12 +15,12 @@ import sys
 import tempfile
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
-from vm import matrix, nomemcg, verdict
+from vm import matrix, nomemcg, series, verdict
 from vm.errors import INCONCLUSIVE, USAGE, UserError
 from vm.results import NAME, Results
 from vm.run import say
@@ -28,7 +28,7 @@ from vm.verdict import Answer, Judgement
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
-REFERENCE = "6.1/reference"
+SERIES = "6.1"
 BAD = frozenset({"survived", "wrongly rejected", "inconclusive"})
 
 
@@ -40,9 +40,10 @@ class Mutant:
     :ivar mistake: what its developer did wrong.
     :ivar kind: ``wrong``, ``deviation`` (only as-written clauses may reject it) or ``right``.
     :ivar clauses: one of them must reject it, at least.
-    :ivar base: the kernel that makes the mistake.
+    :ivar flavour: of the kernel that makes the mistake.
     :ivar patch: a file in vm/patches on top of the reference port, which then does not build
         without memcg; None if the number is all it takes.
+    :ivar not_on: series on which it can be no mistake, and why.
     """
 
     number: int
@@ -50,13 +51,13 @@ class Mutant:
     mistake: str
     kind: str
     clauses: tuple[str, ...] = ()
-    base: str = "6.1/mutants"
+    flavour: str = "mutants"
     patch: str | None = None
+    not_on: Mapping[str, str] = field(default_factory=dict)
 
-    @property
-    def kernel(self) -> str:
-        """The name it is run under."""
-        return f"{self.base}#{self.number}" if self.number else self.base
+    def kernel(self, name: str) -> str:
+        """What it is run under, in the series of that name."""
+        return f"{name}/{self.flavour}" + (f"#{self.number}" if self.number else "")
 
     def rejecting(self, judgement: Judgement) -> list[str]:
         """The clauses that reject it, the named ones first.
@@ -80,14 +81,16 @@ class Outcome:
     """What became of a mutant.
 
     :ivar state: ``killed`` (by a named clause), ``killed by another``, ``deviates``,
-        ``left alone``, or one of :data:`BAD`.
+        ``left alone``, ``not applicable`` (then it was not run), or one of :data:`BAD`.
     :ivar by: the clauses that reject it.
+    :ivar reason: why it is not applicable.
     """
 
     mutant: Mutant
     state: str
     by: tuple[str, ...]
     judgement: Judgement
+    reason: str = ""
 
 
 def catalogue(path: Path = HERE / "mutants.toml") -> dict[int, Mutant]:
@@ -105,6 +108,8 @@ def catalogue(path: Path = HERE / "mutants.toml") -> dict[int, Mutant]:
             raise ValueError(f"mutant {mutant.number}: kind and clauses do not fit")
         if not known.issuperset(mutant.clauses) or mutant.number in found:
             raise ValueError(f"mutant {mutant.number}: no such clause, or there twice")
+        if not series.SERIES.keys() >= mutant.not_on.keys() or not all(mutant.not_on.values()):
+            raise ValueError(f"mutant {mutant.number}: not_on wants series and reasons")
         found[mutant.number] = mutant
     return found
 
@@ -126,9 +131,21 @@ def weigh(mutant: Mutant, judgement: Judgement) -> Outcome:
     return Outcome(mutant, state, by, judgement)
 
 
+def inapplicable(mutant: Mutant, name: str) -> Outcome:
+    """What becomes of a mutant in a series that it does not fit: nothing was asked."""
+    nothing = verdict.judge([], verdict.clauses())
+    return Outcome(mutant, "not applicable", (), nothing, mutant.not_on[name])
+
+
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what the verb takes."""
     parser.add_argument("numbers", nargs="*", type=int, metavar="NUMBER", help="default: all")
+    parser.add_argument(
+        "--series",
+        choices=series.SERIES,
+        default=SERIES,
+        help="on which kernels (default: %(default)s)",
+    )
     parser.add_argument(
         "--all-clauses", action="store_true", help="run all tests, not only until a rejection"
     )
@@ -163,7 +180,7 @@ def _run(chosen: Sequence[Mutant], given: argparse.Namespace) -> Mapping[str, Ju
     # worksteal leaves neighbours together, and thus one mutant's tests to one worker.
     options += ["-p", "no:cacheprovider", "-p", "vm.hunt", "-n", workers, "--dist", "worksteal"]
     options += ["--all-clauses"] if given.all_clauses else []
-    options += [f"--kernel={mutant.kernel}" for mutant in chosen]
+    options += [f"--kernel={mutant.kernel(given.series)}" for mutant in chosen]
     keep, printed = _Keep(), io.StringIO()
     with contextlib.redirect_stdout(printed), tempfile.TemporaryDirectory() as rejected:
         options += ["--rejected", rejected, str(ROOT / "tests" / "contract")]
@@ -177,9 +194,10 @@ def _run(chosen: Sequence[Mutant], given: argparse.Namespace) -> Mapping[str, Ju
     return keep.judgements
 
 
-def _build(mutant: Mutant) -> Judgement:
+def _build(mutant: Mutant, name: str) -> Judgement:
     """Whether a mutant builds without memcg."""
-    detail = nomemcg.complaint(REFERENCE, HERE / "patches" / str(mutant.patch), say)
+    patch = HERE / "patches" / str(mutant.patch)
+    detail = nomemcg.complaint(f"{name}/reference", patch, say)
     answer = Answer(str(mutant.patch), "I5", "failed" if detail else "passed", detail)
     return verdict.judge([answer], verdict.clauses())
 
@@ -187,7 +205,7 @@ def _build(mutant: Mutant) -> Judgement:
 def main(given: argparse.Namespace) -> int:
     """Run them, print the matrix.
 
-    :param given: ``numbers``, ``all_clauses``, ``n``, ``json`` and ``svg``.
+    :param given: ``numbers``, ``series``, ``all_clauses``, ``n``, ``json`` and ``svg``.
     :returns: 1 if a mutant survives or a right one is rejected.
     :raises UserError: if there is no such mutant, or none can be run.
     """
@@ -196,11 +214,17 @@ def main(given: argparse.Namespace) -> int:
     if unknown:
         raise UserError(f"mutants: no mutant {', '.join(unknown)} in {HERE / 'mutants.toml'}")
     chosen = [known[number] for number in given.numbers or known]
-    judgements = _run([mutant for mutant in chosen if not mutant.patch], given)
-    outcomes = [
-        weigh(mutant, _build(mutant) if mutant.patch else judgements[mutant.kernel])
-        for mutant in chosen
-    ]
+    name = given.series
+    applicable = [mutant for mutant in chosen if name not in mutant.not_on]
+    judgements = _run([mutant for mutant in applicable if not mutant.patch], given)
+    outcomes = []
+    for mutant in chosen:
+        if mutant not in applicable:
+            outcomes.append(inapplicable(mutant, name))
+        elif mutant.patch:
+            outcomes.append(weigh(mutant, _build(mutant, name)))
+        else:
+            outcomes.append(weigh(mutant, judgements[mutant.kernel(name)]))
     matrix.show(outcomes)
     if given.json:
         matrix.write_json(outcomes, given.json)

@@ -57,7 +57,11 @@ REFERENCE = (
     Port("reference-6.11.patch", (6, 11), FOREVER),
 )
 # On top of the reference: every mistake of mutants.toml, none of them made by default.
-MUTANTS = (Port("mutants-6.1.patch", (6, 1), (6, 2)),)
+MUTANTS = (Port("mutants.patch", (5, 10), FOREVER),)
+MUTANTS_MEMCG = (
+    Port("mutants-memcg-5.10.patch", (5, 10), (6, 11)),
+    Port("mutants-memcg-6.11.patch", (6, 11), FOREVER),
+)
 OPTIONS = (
     Options("base.config", (0, 0), FOREVER),
     Options("5.10.config", (0, 0), (6, 1)),
@@ -77,8 +81,13 @@ FLAVOURS = {
         Flavour("stock"),
         Flavour("reference", (REFERENCE,)),
         Flavour("debug", (REFERENCE,), ("debug.config",)),
-        Flavour("mutants", (REFERENCE, MUTANTS), variants=False),
-        Flavour("mutants-debug", (REFERENCE, MUTANTS), ("debug.config",), variants=False),
+        Flavour("mutants", (REFERENCE, MUTANTS, MUTANTS_MEMCG), variants=False),
+        Flavour(
+            "mutants-debug",
+            (REFERENCE, MUTANTS, MUTANTS_MEMCG),
+            ("debug.config",),
+            variants=False,
+        ),
     )
 }
 

@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import re
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
-from vm import matrix, mutants, verdict
+from vm import matrix, mutants, series, verdict
 from vm.mutants import Mutant, Outcome
 from vm.target import split
 from vm.verdict import Answer
@@ -53,8 +55,13 @@ def test_weigh(
     assert (found.state, found.by) == (state, by)
 
 
-def test_every_mistake_of_the_catalogue_is_in_the_patch_and_the_other_way_round() -> None:
-    text = (mutants.HERE / "patches" / "mutants-6.1.patch").read_text()
+@pytest.mark.parametrize("name", series.SERIES)
+def test_every_mistake_of_the_catalogue_is_in_the_patches_and_the_other_way_round(
+    name: str,
+) -> None:
+    major, minor = name.split(".")
+    ports = series.ports(series.flavour("mutants"), (int(major), int(minor)))
+    text = "".join(path.read_text() for path in ports)
     added = "\n".join(re.findall(r"^\+(?!\+\+)(.*)$", text, re.MULTILINE))
     singles = re.findall(r"(?:oom_mutant\(|notify_for\(|case )(\d+)(?!\d| \.\.\.)", added)
     ranges = re.findall(r"case (\d+) \.\.\. (\d+)", added)
@@ -78,6 +85,8 @@ def test_patches_of_the_catalogue_are_there() -> None:
         'kind = "right"\nclauses = ["P1"]',
         'kind = "odd"\nclauses = ["P1"]',
         'kind = "wrong"\nclauses = ["P99"]',
+        'kind = "wrong"\nclauses = ["P1"]\nnot_on = { "2.6" = "no such series" }',
+        'kind = "wrong"\nclauses = ["P1"]\nnot_on = { "6.1" = "" }',
     ],
 )
 def test_catalogue_refuses(tmp_path: Path, row: str) -> None:
@@ -85,6 +94,29 @@ def test_catalogue_refuses(tmp_path: Path, row: str) -> None:
     file.write_text(f'[[mutant]]\nnumber = 1\nname = "n"\nmistake = "m"\n{row}\n')
     with pytest.raises(ValueError, match="mutant 1: "):
         mutants.catalogue(file)
+
+
+def test_where_a_mistake_can_be_none_nothing_is_run_and_nothing_survives(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "matrix.json"
+    parser = argparse.ArgumentParser()
+    mutants.arguments(parser)
+    given = ["--series", "5.10", "--json", str(file), "--svg", str(tmp_path / "m.svg"), "31"]
+    assert mutants.main(parser.parse_args(given)) == 0
+    (found,) = json.loads(file.read_text())["mutants"]
+    reason = mutants.catalogue()[31].not_on["5.10"]
+    assert (found["state"], found["why"], found["rejected_by"]) == ("not applicable", reason, [])
+    printed = capsys.readouterr().out
+    assert f"not applicable: {reason}" in printed
+    assert "1 mutants: 1 not applicable" in printed
+
+
+def test_a_mutants_kernel_is_of_the_series_asked_for() -> None:
+    known = mutants.catalogue()
+    assert known[17].kernel("6.12") == "6.12/mutants#17"
+    assert known[49].kernel("5.10") == "5.10/mutants-debug#49"
+    assert known[0].kernel("7.3") == "7.3/mutants"
 
 
 def test_picture_is_xml_with_a_box_for_each_clause() -> None:

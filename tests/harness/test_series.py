@@ -34,6 +34,21 @@ def test_port(version: series.Version, port: str) -> None:
     assert series.ports(STOCK, version) == []
 
 
+@pytest.mark.parametrize(
+    ("version", "memcg"),
+    [
+        ((5, 10), "mutants-memcg-5.10.patch"),
+        ((6, 10), "mutants-memcg-5.10.patch"),
+        ((6, 11), "mutants-memcg-6.11.patch"),
+        ((7, 3), "mutants-memcg-6.11.patch"),
+    ],
+)
+def test_mutants_go_on_top_of_the_port(version: series.Version, memcg: str) -> None:
+    paths = series.ports(series.flavour("mutants"), version)
+    names = [path.name for path in paths]
+    assert names == [series.ports(REFERENCE, version)[0].name, "mutants.patch", memcg]
+
+
 def test_no_port() -> None:
     with pytest.raises(UserError, match=r"no reference port for Linux 3.13: give yours"):
         series.ports(REFERENCE, (3, 13))
@@ -43,8 +58,8 @@ def test_no_port() -> None:
 def test_every_series_has_all(name: str) -> None:
     major, minor = name.split(".")
     version = int(major), int(minor)
-    for flavour in (STOCK, REFERENCE):
-        series.ports(flavour, version)
+    for flavour in series.FLAVOURS.values():
+        assert all(path.exists() for path in series.ports(flavour, version))
         fragments = series.fragments(flavour, version)
         assert fragments[0].name == "base.config"
         assert all(path.exists() for path in fragments)
