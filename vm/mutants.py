@@ -42,7 +42,7 @@ class Mutant:
     :ivar clauses: one of them must reject it, at least.
     :ivar flavour: of the kernel that makes the mistake.
     :ivar patch: a file in vm/patches on top of the reference port, which then does not build
-        without memcg; None if the number is all it takes.
+        without memcg or without its v1; None if the number is all it takes.
     :ivar not_on: series on which it can be no mistake, and why.
     """
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Does a tree still build without memcg when a patch has changed the memcg header?
+"""Does a tree still build without memcg, or its v1, when a patch has changed the memcg header?
 
 The changed header is put before the tree's own by the compiler, so that the tree stays as it is:
 nearly everything depends on that header, and would be built again.
@@ -13,9 +13,11 @@ from pathlib import Path
 
 from vm import build, cache, run, series, stubs
 from vm.errors import UserError
+from vm.kconfig import make
 from vm.source import Say, Tree, find, version
 
 HEADER = "include/linux/memcontrol.h"
+V1 = "mm/memcontrol-v1.o"
 
 
 def complaint(kernel: str, patch: Path, say: Say) -> str:
@@ -32,14 +34,24 @@ def complaint(kernel: str, patch: Path, say: Say) -> str:
     tree = Tree(source)
     with cache.locked(f"build-{source.name}"), tempfile.TemporaryDirectory() as scratch:
         tree.prepare(say)
-        tree.patch(series.ports(series.flavour(flavour), version(tree.path)))
+        found = version(tree.path)
+        tree.patch(series.ports(series.flavour(flavour), found))
         header = Path(scratch, HEADER)
         header.parent.mkdir(parents=True)
         shutil.copy(tree.path / HEADER, header)
-        variant = stubs.VARIANTS[0]
-        say(f"compiling {variant.name}, with {patch.name}")
         try:
             run.watch(["patch", "-p1", "--batch", "-i", str(patch)], cwd=Path(scratch))
-            return stubs.complaint(source, tree, whole or tree.path, variant, str(header))
+            variants = [v for v in stubs.VARIANTS if V1 in v.absent and v.first <= found]
+            if whole:
+                # Another flavour may have been built there last, and lacks the function.
+                names = {name for variant in variants for name in variant.absent}
+                there = [name for name in sorted(names) if (whole / name).exists()]
+                run.watch(make(tree.path, whole, *there))
+            for variant in variants:
+                say(f"compiling {variant.name}, with {patch.name}")
+                told = stubs.complaint(source, tree, whole or tree.path, variant, str(header))
+                if told:
+                    return f"{variant.name}: {told}"
         except run.Failed as error:
             raise UserError(f"{patch.name}: {' '.join(error.lines[-1:])}") from None
+    return ""
