@@ -59,21 +59,28 @@ class _Exit:
     def __init__(self, expected: Sequence[str]) -> None:
         self.expected = expected
         self.config: pytest.Config | None = None
+        self.enough = False
 
     def pytest_configure(self, config: pytest.Config) -> None:
         self.config = config
+
+    def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
+        """Tell an interruption from xdist's way to end a session on -x or --maxfail."""
+        # Not imported: xdist is a plugin, and pytest wants to be the first to import it.
+        xdist = type(excinfo.value).__module__ == "xdist.dsession"
+        self.enough = xdist and str(excinfo.value).startswith("stopping after")
 
     def code(self, ended: int) -> int:
         """The exit code of the run, the worst of all kernels.
 
         :param ended: pytest's own.
         """
-        if ended == pytest.ExitCode.INTERRUPTED:
+        if ended == pytest.ExitCode.INTERRUPTED and not self.enough:
             return INTERRUPTED
         plugins = self.config.pluginmanager if self.config else None
         results: Results | None = plugins.getplugin(NAME) if plugins else None
         judgements = list(results.judgements.values()) if results else []
-        asked = ended in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
+        asked = self.enough or ended in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
         if not asked and not judgements:
             return INCONCLUSIVE if ended == pytest.ExitCode.INTERNAL_ERROR else USAGE
         if self.expected:

@@ -200,6 +200,22 @@ def test_selection_and_stop(run_pytest: Pytest) -> None:
     assert "stopping after 1 failures" in done.stdout
 
 
+def test_stop_is_no_interruption() -> None:
+    """With several workers -x is xdist's, and ends a session as Ctrl-C does."""
+    command = [sys.executable, "-m", "vm", "run", "--kernel", REFERENCE, "-n", "2", "-x"]
+    done = subprocess.run(
+        [*command, "-k", "test_fails or last", SAMPLES],
+        cwd=ROOT,
+        env=clean_environment(),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "violates: K4" in done.stdout
+
+
 def test_last_failed(run_pytest: Pytest, tmp_path: Path) -> None:
     arguments = ["--kernel", REFERENCE, SAMPLES, "-o", f"cache_dir={tmp_path}"]
     done = run_pytest(*arguments, "-k", "test_fails or first")
