@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vm import cache, run, series, stubs
-from vm.errors import INCONCLUSIVE, UserError
+from vm.errors import INCONCLUSIVE, HostError, UserError
 from vm.kconfig import configure, make
 from vm.kernel import Kernel, inspect
 from vm.source import Say, Source, Tree, check_readable, find, version
@@ -219,6 +219,9 @@ def _why(lines: Sequence[str]) -> str:
     """The line of a failed build that tells most."""
     if any("No space left" in line for line in lines):
         raise OSError(28, "No space left on device")
+    killed = [line for line in lines if "Killed signal terminated program" in line]
+    if killed:
+        raise HostError(f"something on this host ended the compiler: {killed[0].strip()}")
     telling = [line for line in lines if TELLING.search(line)]
     return (telling or [line for line in lines if line] or ["no output"])[0].strip()
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import filelock
 import platformdirs
 
-from vm.errors import INCONCLUSIVE, UserError
+from vm.errors import HostError
 
 
 def cache_dir() -> Path:
@@ -28,7 +28,7 @@ def disk_full(where: Path) -> Iterator[None]:
     """Turn a full disk into one line.
 
     :param where: what was being written.
-    :raises UserError: if the body ran into ENOSPC or EDQUOT.
+    :raises HostError: if the body ran into ENOSPC or EDQUOT.
     """
     try:
         yield
@@ -39,7 +39,7 @@ def disk_full(where: Path) -> Iterator[None]:
             f"no space left for {where}: free some, run ./oomtest clean, "
             "or point OOMTEST_CACHE elsewhere"
         )
-        raise UserError(message, INCONCLUSIVE) from error
+        raise HostError(message) from error
 
 
 @contextlib.contextmanager
@@ -47,7 +47,7 @@ def atomic(target: Path) -> Iterator[Path]:
     """A scratch file that becomes ``target`` if the body succeeds and is removed if it does not.
 
     :param target: the file to appear; its directory is made.
-    :raises UserError: if the disk is full.
+    :raises HostError: if the disk is full.
     """
     with disk_full(target):
         target.parent.mkdir(parents=True, exist_ok=True)

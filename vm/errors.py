@@ -21,5 +21,12 @@ class UserError(Exception):
         self.exit_code = exit_code
 
 
+class HostError(UserError):
+    """The host is at fault: no verdict on the kernel, and no reason to skip a commit either."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, INCONCLUSIVE)
+
+
 class LostVM(Exception):
     """The virtual machine is gone or no longer answers; :mod:`vm.outcome` says why."""

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vm import run
-from vm.errors import UserError
+from vm.errors import INCONCLUSIVE, UserError
 
 
 def configure(tree: Path, objects: Path, configs: Sequence[Path], users: bool = False) -> None:
@@ -39,7 +39,7 @@ def configure(tree: Path, objects: Path, configs: Sequence[Path], users: bool = 
     lost = dropped(asked, config.read_text())
     if lost:
         whole.unlink()
-        raise UserError(f"this kernel's Kconfig drops {', '.join(lost)}")
+        raise UserError(f"this kernel's Kconfig drops {', '.join(lost)}", INCONCLUSIVE)
 
 
 def dropped(wanted: str, config: str) -> list[str]:

@@ -19,7 +19,7 @@ import pytest
 from _pytest.reports import TestReport
 
 from vm import deaths, dispatch, outcome, results, run, snapshot, stubs, verdict
-from vm.errors import INCONCLUSIVE, LostVM, UserError
+from vm.errors import INCONCLUSIVE, HostError, LostVM, UserError
 from vm.outcome import Crash
 from vm.target import Target, split
 
@@ -181,7 +181,7 @@ class Guests:
         """
         collector = self._collector()
         if collector is not None and error.exit_code == INCONCLUSIVE:
-            collector.give_up(name, str(error))
+            collector.give_up(name, str(error), isinstance(error, HostError))
         if error.exit_code != INCONCLUSIVE:
             raise pytest.UsageError(str(error))
         if len(self._kernels()) == 1:

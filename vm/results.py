@@ -70,6 +70,7 @@ class Results:
         self.answers: dict[str, dict[str, Answer]] = {}
         self.facts: dict[str, dict[str, str]] = {}
         self.judgements: dict[str, Judgement] = {}
+        self.host_faults: set[str] = set()
 
     def describe(self, kernel: str, **facts: str) -> None:
         """Remember how a kernel is run."""
@@ -80,8 +81,13 @@ class Results:
         """Take an answer that no test in this session gives."""
         self.answers[kernel][answer.test] = answer
 
-    def give_up(self, kernel: str, why: str) -> None:
-        """A kernel that cannot be asked at all."""
+    def give_up(self, kernel: str, why: str, host: bool = False) -> None:
+        """A kernel that cannot be asked at all.
+
+        :param host: whether that says nothing of the kernel.
+        """
+        if host:
+            self.host_faults.add(kernel)
         nothing = judge([], self.contract)
         self.judgements[kernel] = Judgement(INCONCLUSIVE, why, (), nothing.rows)
         self.facts.setdefault(kernel, {})
@@ -133,6 +139,7 @@ class Results:
                 {
                     "kernel": kernel,
                     **self.facts[kernel],
+                    **({"fault": "host"} if kernel in self.host_faults else {}),
                     "verdict": judgement.verdict,
                     "why": judgement.why,
                     "clauses_named": judgement.named,

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from vm import apt, cache, git, run, series
 from vm.apt import Say as Say
-from vm.errors import UserError
+from vm.errors import INCONCLUSIVE, UserError
 
 # No kernel up to 7.3 calls such a function from mm/oom_kill.c.
 NOTIFIES = re.compile(r"\b(mem_?c(?:group|g)\w*_notif\w*)\s*\(")
@@ -256,7 +256,7 @@ def _apply(patch: Path, top: Path) -> None:
         told = [line for line in error.lines if "FAILED" in line or "can't find" in line]
         where = [line for line in error.lines if line.startswith("patching file")]
         why = "; ".join([*where[-1:], *told]) or " ".join(error.lines[-1:])
-        raise UserError(f"{patch} does not apply: {why}") from None
+        raise UserError(f"{patch} does not apply: {why}", INCONCLUSIVE) from None
 
 
 def version(tree: Path) -> tuple[int, int]:

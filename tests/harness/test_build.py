@@ -10,7 +10,7 @@ import pytest
 
 from tests.harness.kernels import A_PORT, BROKEN, ON_TOP, quiet, tree_of
 from vm import build, kconfig, run, series
-from vm.errors import INCONCLUSIVE, USAGE, UserError
+from vm.errors import INCONCLUSIVE, USAGE, HostError, UserError
 
 
 @pytest.mark.parametrize(
@@ -143,6 +143,11 @@ def test_why_a_build_failed(lines: list[str], told: str) -> None:
 def test_a_build_on_a_full_disk_is_told_as_such() -> None:
     with pytest.raises(OSError, match="No space left"):
         build._why(["as: x.o: No space left on device"])
+
+
+def test_a_compiler_that_the_host_ended_is_no_fault_of_the_kernels() -> None:
+    with pytest.raises(HostError, match="ended the compiler: gcc: fatal error: Killed"):
+        build._why(["gcc: fatal error: Killed signal terminated program cc1", "make: *** Error 1"])
 
 
 def test_a_failed_build_is_inconclusive(

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from vm import cache
-from vm.errors import INCONCLUSIVE, UserError
+from vm.errors import INCONCLUSIVE, HostError
 
 
 def test_where(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -46,7 +46,7 @@ def test_atomic_leaves_nothing_on_error(tmp_path: Path, error: type[BaseExceptio
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk_is_one_line(tmp_path: Path, number: int) -> None:
-    with pytest.raises(UserError) as caught, cache.disk_full(tmp_path):
+    with pytest.raises(HostError) as caught, cache.disk_full(tmp_path):
         raise OSError(number, "x")
     assert caught.value.exit_code == INCONCLUSIVE
     assert f"no space left for {tmp_path}" in str(caught.value)
@@ -72,7 +72,7 @@ def tiny(tmp_path: Path) -> Iterator[Path]:
 
 def test_a_really_full_disk(tiny: Path) -> None:
     with (
-        pytest.raises(UserError, match=r"no space left for .*/tiny/file: free some"),
+        pytest.raises(HostError, match=r"no space left for .*/tiny/file: free some"),
         cache.atomic(tiny / "file") as scratch,
     ):
         scratch.write_bytes(bytes(1 << 17))

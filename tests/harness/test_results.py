@@ -157,6 +157,10 @@ def test_a_kernel_that_cannot_be_asked(results: Results, tmp_path: Path) -> None
     )
     assert kernel["why"] == "bad does not boot here: it panicked"
     assert all(row["state"] == "not asked" for row in kernel["clauses"])
+    assert "fault" not in kernel
+    results.give_up("bad", "no space left", host=True)
+    (kernel,) = json.loads((tmp_path / "verdict.json").read_text())["kernels"]
+    assert kernel["fault"] == "host"
 
 
 def test_two_kernels_are_told_apart(results: Results) -> None:
