@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -61,27 +62,56 @@ def check_out(
 ) -> None:
     """Make a directory hold what a commit does; a file that is the same keeps its time stamp.
 
-    :param home: where notes are kept between calls; they go with ``target``.
+    :param home: where notes are kept between calls; they go with ``target``. Only one at a time
+        may use it.
     :param spared: files that are left as they are.
     :raises UserError: if git fails.
     """
     index, noted = home / "index", home / "commit"
     target.mkdir(parents=True, exist_ok=True)
+    index.with_name("index.lock").unlink(missing_ok=True)  # of a git that was killed
     empty = _git(repository, "hash-object", "-t", "tree", "--stdin").decode().strip()
-    before = noted.read_text() if noted.exists() else empty
+    before = noted.read_text().split() if noted.exists() else [empty]
+    if not all(_has(repository, one) for one in before):
+        shutil.rmtree(target)  # another repository's, or of commits that were pruned since
+        target.mkdir()
+        before = [empty]
+    # Written down first: after an interruption each file is as one of these has it.
+    _note(noted, [*before, commit])
     _git(repository, "read-tree", commit, index=index)
-    change = _git(
-        repository, "diff-tree", "-r", "-z", "--no-renames", "--name-status", before, commit
-    )
-    fields = change.decode(errors="surrogateescape").split("\0")[:-1]
-    status = dict(zip(fields[1::2], fields[::2], strict=True))
+    status: dict[str, str] = {}
+    for one in before:
+        status |= _differences(repository, one, commit)
     for name in [name for name, kind in status.items() if kind == "D" and name not in spared]:
         (target / name).unlink(missing_ok=True)
     wanted = [name for name, kind in status.items() if kind != "D" and name not in spared]
     names = "".join(f"{name}\0" for name in wanted).encode(errors="surrogateescape")
     prefix = f"--prefix={target}/"
     _git(repository, "checkout-index", "-f", "-z", "--stdin", prefix, given=names, index=index)
-    noted.write_text(commit)
+    _note(noted, [commit])
+
+
+def _has(repository: Path, name: str) -> bool:
+    try:
+        _git(repository, "cat-file", "-e", f"{name}^{{tree}}")
+    except UserError:
+        return False
+    return True
+
+
+def _note(where: Path, commits: Collection[str]) -> None:
+    scratch = where.with_name(f"{where.name}.new")
+    scratch.write_text("\n".join(commits))
+    scratch.replace(where)
+
+
+def _differences(repository: Path, before: str, after: str) -> dict[str, str]:
+    """What became of each file, in a letter."""
+    change = _git(
+        repository, "diff-tree", "-r", "-z", "--no-renames", "--name-status", before, after
+    )
+    fields = change.decode(errors="surrogateescape").split("\0")[:-1]
+    return dict(zip(fields[1::2], fields[::2], strict=True))
 
 
 def directory(repository: Path) -> Path:

@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.harness.kernels import A_PORT, OOM_KILL, quiet, sources
+from tests.harness.kernels import A_PORT, MAKEFILE, OOM_KILL, quiet, sources
+from vm import git as vm_git
 from vm.errors import UserError
 from vm.source import Tree, find
 
@@ -127,3 +130,44 @@ def test_a_commit_that_changes_what_is_patched(repository: Path, tmp_path: Path)
     tree = tree_at(repository, "HEAD")
     tree.patch([])
     assert "mm/oom_kill.c" not in state(tree)
+
+
+@pytest.mark.parametrize("at", [1, 2])
+def test_interrupted(repository: Path, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+    """Whatever was written of the one commit, the next one asked for is another."""
+    tree_at(repository, "HEAD")
+    middle = commit(repository, Makefile="VERSION = 7\n", mm__only_c="int only;\n")
+    last = commit(repository, Makefile=MAKEFILE, mm__only_c=None)
+    real, notes = vm_git._note, 0
+
+    def interrupted(*given: Any) -> None:
+        nonlocal notes
+        notes += 1
+        if notes == at:
+            raise KeyboardInterrupt
+        real(*given)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(vm_git, "_note", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            tree_at(repository, middle)
+    tree = tree_at(repository, last)
+    assert (tree.path / "Makefile").read_text() == MAKEFILE
+    assert "mm/only.c" not in state(tree)
+
+
+def test_a_lock_of_a_git_that_was_killed(repository: Path) -> None:
+    tree = tree_at(repository, "HEAD~1")
+    (tree.home / "index.lock").touch()
+    assert "mm/new.c" in state(tree_at(repository, "HEAD"))
+
+
+def test_another_repository_in_the_same_place(repository: Path) -> None:
+    tree_at(repository, "HEAD")
+    shutil.rmtree(repository / ".git")
+    (repository / "mm/new.c").unlink()
+    git(repository, "init", "-q")
+    commit(repository, Makefile="VERSION = 7\n")
+    tree = tree_at(repository, "HEAD")
+    assert (tree.path / "Makefile").read_text() == "VERSION = 7\n"
+    assert "mm/new.c" not in state(tree)
