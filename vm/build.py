@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from vm import cache, run, series, stubs
+from vm import cache, kmod, run, series, stubs
 from vm.errors import INCONCLUSIVE, HostError, UserError
 from vm.kconfig import configure, make
 from vm.kernel import Kernel, inspect
@@ -63,6 +63,7 @@ def build_kernel(
     patches: Sequence[Path] = (),
     config: Path | None = None,
     name: str = "",
+    variants: bool = True,
     say: Say = lambda line: None,
 ) -> Kernel:
     """Build a kernel, or find it built.
@@ -74,6 +75,7 @@ def build_kernel(
     :param config: a user's ``.config``, which the fragments then go on top of; None for a kernel
         with nothing in it but what they ask for.
     :param name: how to call the kernel; its image's path if empty.
+    :param variants: whether to see as well if the tree builds without memcg and the like.
     :param say: takes progress lines.
     :returns: the image, in the cache.
     :raises UserError: if the source is not there, has the patch already, a patch does not apply,
@@ -88,7 +90,7 @@ def build_kernel(
         # No need to wait for whoever builds another kernel from this source.
         chosen = series.flavour(flavour)
         key, *_ = _plan(source, tree, chosen, patches, config)
-        if _complete(key):
+        if _complete(key, variants):
             os.utime(_image(key).parent)
             return inspect(_image(key), name)
     with cache.locked(f"build-{source.name}"):
@@ -96,7 +98,7 @@ def build_kernel(
         chosen = _choose(tree, flavour, patches, say)
         key, configs, patches = _plan(source, tree, chosen, patches, config)
         objects = cache.cache_dir() / "builds" / f"{source.name}-{_digest(configs)}"
-        if not source.fixed or not _complete(key):
+        if not source.fixed or not _complete(key, variants):
             tree.patch(patches)
             label = name or f"{'.'.join(map(str, version(tree.path)))}/{chosen.name}"
             with cache.disk_full(objects):
@@ -104,8 +106,9 @@ def build_kernel(
                 if not source.fixed:
                     key = _digest([objects / "arch/x86/boot/bzImage"])
                 _publish(objects, key)
-                variants = stubs.VARIANTS if chosen.variants else ()
-                stubs.examine(source, tree, objects, _image(key), variants, say)
+                if variants:
+                    others = stubs.VARIANTS if chosen.variants else ()
+                    stubs.examine(source, tree, objects, _image(key), others, say)
         _link(objects, key)
         os.utime(_image(key).parent)
     return inspect(_image(key), name)
@@ -173,9 +176,10 @@ def _key(source: Source, fragments: Sequence[Path], patches: Sequence[Path]) -> 
     return hashlib.sha256(inputs.encode()).hexdigest()[:16]
 
 
-def _complete(key: str) -> bool:
-    """Whether an image is there with all that belongs to it; the note comes last."""
-    return _image(key).exists() and _image(key).with_name(stubs.FILE).exists()
+def _complete(key: str, variants: bool) -> bool:
+    """Whether an image is there with all that belongs to it."""
+    image = _image(key)
+    return image.exists() and (not variants or image.with_name(stubs.FILE).exists())
 
 
 def _image(key: str) -> Path:
@@ -211,7 +215,7 @@ def _make(
     except run.Failed as error:
         # The other jobs of make may have gone on long after the one that failed.
         why = _why([*error.lines, *telling])
-        raise UserError(f"{label} does not build: {why}", INCONCLUSIVE) from None
+        raise UserError(f"{label} does not build: {why}", INCONCLUSIVE) from error
     say(f"built {label} in {time.monotonic() - began:.0f} s")
 
 
@@ -230,6 +234,7 @@ def _publish(objects: Path, key: str) -> None:
     """Copy what a run needs out of the build directory, whole or not at all."""
     target = _image(key)
     target.parent.mkdir(parents=True, exist_ok=True)
+    kmod.keep(objects, target)
     for name, place in (
         ("config", ".config"),
         ("System.map", "System.map"),

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vm import cache, run
-from vm.errors import INCONCLUSIVE, UserError
+from vm.errors import INCONCLUSIVE, HostError, UserError
 from vm.kernel import Kernel
 
 SOURCE = Path(__file__).resolve().parent.parent / "helpers" / "kmod"
@@ -35,6 +35,8 @@ def payload(kernel: Kernel, directories: Sequence[Path] = ()) -> dict[str, bytes
     directory = releases.get(kernel.release)
     if directory:
         return {f"{PLACE}/{MODULE}": build(directory).read_bytes()}
+    if _beside(kernel.image).exists():
+        return {f"{PLACE}/{MODULE}": _beside(kernel.image).read_bytes()}
     try:
         if kernel.build is None:
             raise UserError("no build directory of this kernel is known: give --kernel-build DIR")
@@ -61,8 +63,9 @@ def release(directory: Path) -> str:
 def build(directory: Path) -> Path:
     """Build the module, or find it built.
 
-    What is built against one directory fits all kernels that were built in it, one after the
-    other: patches in ``mm/`` change neither the release nor what a module is compiled against.
+    What is built against one directory is taken to fit all kernels that were built in it, one
+    after the other: patches in ``mm/`` change neither the release nor what a module is compiled
+    against. What is built here has a module of its own (:func:`keep`).
 
     :param directory: where the kernel was built, or its headers are.
     :returns: the module, in the cache.
@@ -75,6 +78,26 @@ def build(directory: Path) -> Path:
         if not target.exists():
             _make(directory, target)
     return target
+
+
+def keep(objects: Path, image: Path) -> None:
+    """Leave the module beside an image whose build has just ended.
+
+    Once another kernel was built in the same directory, a module that is built against that one's
+    headers may not fit this image.
+    """
+    try:
+        _make(objects, _beside(image))
+    except HostError:
+        raise
+    except UserError:
+        return  # payload() will come to the same end, and tell
+
+
+def _beside(image: Path) -> Path:
+    """Where the module is that was built along with an image, for what the module is today."""
+    whole = hashlib.sha256(b"".join((SOURCE / name).read_bytes() for name in SOURCES))
+    return image.with_name(f"oomtest-{whole.hexdigest()[:16]}.ko")
 
 
 def _key(directory: Path) -> str:

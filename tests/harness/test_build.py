@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.harness.kernels import A_PORT, BROKEN, ON_TOP, quiet, tree_of
-from vm import build, kconfig, run, series
+from vm import build, kconfig, run, series, stubs
 from vm.errors import INCONCLUSIVE, USAGE, HostError, UserError
 
 
@@ -148,6 +148,19 @@ def test_a_build_on_a_full_disk_is_told_as_such() -> None:
 def test_a_compiler_that_the_host_ended_is_no_fault_of_the_kernels() -> None:
     with pytest.raises(HostError, match="ended the compiler: gcc: fatal error: Killed"):
         build._why(["gcc: fatal error: Killed signal terminated program cc1", "make: *** Error 1"])
+
+
+def test_an_image_without_the_variants_will_do_where_they_are_not_asked_for(
+    cache_dir: Path,
+) -> None:
+    image = cache_dir / "images" / "key" / "bzImage"
+    assert not build._complete("key", variants=False)
+    image.parent.mkdir(parents=True)
+    image.touch()
+    assert build._complete("key", variants=False)
+    assert not build._complete("key", variants=True)
+    image.with_name(stubs.FILE).touch()
+    assert build._complete("key", variants=True)
 
 
 def test_a_failed_build_is_inconclusive(

@@ -92,3 +92,38 @@ def test_compilers_complaint_is_one_line(tmp_path: Path, monkeypatch: pytest.Mon
     assert b"error: no" in kmod.payload(kernel(one))[ABSENT]
     with pytest.raises(UserError):
         kmod.payload(kernel(), [one])
+
+
+def test_an_image_keeps_the_module_of_its_own_build(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is built in the same directory later may have other headers."""
+    objects = build_directory(tmp_path / "objects")
+
+    def watch(command: list[str]) -> None:
+        made = (objects / "Makefile").read_bytes()
+        Path(command[3].removeprefix("M="), kmod.MODULE).write_bytes(made)
+
+    monkeypatch.setattr(run, "watch", watch)
+    images = [tmp_path / name / "bzImage" for name in ("first", "second")]
+    for image in images:
+        (objects / "Makefile").write_text(str(image))
+        kmod.keep(objects, image)
+    for image in images:
+        one = Kernel(image, "one", "6.1.1", objects)
+        assert kmod.payload(one) == {KO: str(image).encode()}
+    monkeypatch.setattr(kmod, "SOURCE", tmp_path)
+    for name in kmod.SOURCES:
+        (tmp_path / name).write_text("changed since")
+    assert kmod.payload(one) == {KO: str(images[-1]).encode()}
+
+
+def test_no_module_is_no_reason_not_to_have_an_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def watch(command: list[str]) -> None:
+        raise run.Failed(command, 2, ["oomtest.c:1: error: no"])
+
+    monkeypatch.setattr(run, "watch", watch)
+    kmod.keep(build_directory(tmp_path / "one"), tmp_path / "bzImage")
+    assert not list(tmp_path.glob("*.ko"))
