@@ -9,173 +9,109 @@ state of the bisection, so that whatever ends this, the same command goes on whe
 from __future__ import annotations
 
 import argparse
+import io
 import json
-import subprocess
+import os
+import shutil
 import sys
-import tempfile
-import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from vm import build, git, qemu
+from vm import cache, git, verdict
 from vm.errors import INCONCLUSIVE, UserError
+from vm.examine import BAD, BROKEN, GOOD, ROOT, UNTESTABLE, Question, Step, examine
 from vm.run import say
-from vm.verdict import AGAINST, NOT_PATCHED, VIOLATES
 
-ROOT = Path(__file__).resolve().parent.parent
-GOOD, BAD, UNTESTABLE, BROKEN = 0, 1, INCONCLUSIVE, 128
-WORDS = {GOOD: "good", BAD: "bad", UNTESTABLE: "not testable", BROKEN: "harness broken"}
+WORDS = {GOOD: "good", BAD: "bad", UNTESTABLE: "not testable"}
+WIDTH = 160  # columns of the report where there is no terminal
 
 
 @dataclass(frozen=True)
-class Question:
-    """What is asked of every commit.
+class Bisection:
+    """What is asked, and between which commits."""
 
-    :ivar tree: the repository.
-    :ivar clause: the one clause that matters, all if empty.
-    :ivar patches: put on every commit; empty for a tree that has the port.
-    """
-
-    tree: str
-    clause: str = ""
-    patches: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Step:
-    """What was found out of one commit.
-
-    :ivar code: as git bisect run understands it.
-    :ivar word: the verdict in one or two words.
-    :ivar detail: the first thing seen, or why there is no answer.
-    :ivar clauses: the ids that are broken.
-    """
-
-    commit: str
-    code: int
-    word: str
-    detail: str
-    clauses: tuple[str, ...] = ()
-    seconds: float = 0.0
-
-
-def read(result: dict[str, Any], clause: str) -> tuple[int, str, str, tuple[str, ...]]:
-    """Judge what ``run --json`` wrote of one kernel.
-
-    :param clause: the clause that matters, all if empty.
-    :returns: the code, the word, the detail, the ids of the broken clauses.
-    """
-    rows = [row for row in result["clauses"] if clause in ("", row["id"])]
-    wrong = [row for row in rows if row["state"] in {"broken", "silent"}]
-    if clause:
-        wrong += [row for row in rows if row["state"] == "deviates"]
-    if wrong:
-        silent = all(row["state"] == "silent" for row in wrong)
-        ids = tuple(row["id"] for row in wrong)
-        return BAD, NOT_PATCHED if silent else VIOLATES, str(wrong[0]["detail"]), ids
-    kept = clause and all(row["state"] == "kept" for row in rows)
-    if kept or result["exit_code"] == 0:
-        return GOOD, "kept" if clause else "conforms", "", ()
-    return UNTESTABLE, "inconclusive", str(result["why"]), ()
-
-
-def _ask(image: Path, arguments: list[str]) -> dict[str, Any]:
-    """Run the contract, or a part of it, on one kernel.
-
-    :raises UserError: if that ended without an answer in writing.
-    """
-    with tempfile.TemporaryDirectory() as directory:
-        target = Path(directory, "verdict.json")
-        command = [sys.executable, "-m", "vm", "run", f"--kernel={image}", f"--json={target}"]
-        done = subprocess.run(
-            [*command, *arguments], cwd=ROOT, stdout=subprocess.DEVNULL, check=False
-        )
-        if done.returncode not in (0, 1, INCONCLUSIVE) or not target.exists():
-            raise UserError(f"the run of the contract ended with {done.returncode}", BROKEN)
-        answer: dict[str, Any] = json.loads(target.read_text())["kernels"][0]
-        return answer
-
-
-def examine(commit: str, question: Question) -> Step:
-    """Build one commit and ask it; what speaks against it is seen twice before it is believed.
-
-    :raises UserError: with an exit code other than 125, if this host or the harness is at fault.
-    """
-    began = time.monotonic()
-
-    def step(code: int, word: str, detail: str, clauses: tuple[str, ...] = ()) -> Step:
-        return Step(commit, code, word, detail, clauses, round(time.monotonic() - began, 1))
-
-    qemu.binary()
-    try:
-        kernel = build.build_kernel(
-            f"{question.tree}@{commit}",
-            flavour="stock",
-            patches=[Path(name) for name in question.patches],
-            say=say,
-        )
-    except UserError as error:
-        if error.exit_code != INCONCLUSIVE:
-            raise
-        return step(UNTESTABLE, "does not build", str(error))
-    chosen = ["--clause", question.clause] if question.clause else []
-    answer = _ask(kernel.image, ["-x", *chosen])
-    code, word, detail, ids = read(answer, question.clause)
-    if code != BAD:
-        return step(code, word, detail)
-    failed = [test["test"] for test in answer["tests"] if test["state"] in AGAINST]
-    again = _ask(kernel.image, failed)
-    if not any(test["state"] in AGAINST for test in again["tests"]):
-        return step(UNTESTABLE, "inconclusive", f"seen once and not again: {detail}")
-    return step(code, word, detail, ids)
+    question: Question
+    good: str
+    bad: str
 
 
 class Log:
-    """What is known of commits, in a file next to git's own state.
+    """What is known, in files next to git's own state.
 
     :param tree: the repository.
     """
 
     def __init__(self, tree: Path) -> None:
         self.directory = git.directory(tree) / "oomtest-bisect"
+        self.report = self.directory / "report.txt"
+        self._state = self.directory / "bisection.json"
+        self._steps = self.directory / "steps.jsonl"
 
-    @property
-    def question(self) -> Question | None:
-        """What the bisection that goes on asks, None if none does."""
-        path = self.directory / "question.json"
-        if not path.exists():
+    def bisection(self) -> Bisection | None:
+        """The one that goes on, None if none does."""
+        if self.report.exists():
             return None
-        said = json.loads(path.read_text())
-        return Question(said["tree"], said["clause"], tuple(said["patches"]))
+        try:
+            said = json.loads(self._state.read_text())
+        except (FileNotFoundError, json.JSONDecodeError):
+            return None
+        asked = said["question"]
+        question = Question(asked["tree"], asked["clause"], tuple(asked["patches"]))
+        return Bisection(question, said["good"], said["bad"])
 
-    def begin(self, question: Question) -> None:
-        """Forget what an earlier bisection has found and ask this."""
-        self.directory.mkdir(parents=True, exist_ok=True)
-        (self.directory / "steps.jsonl").unlink(missing_ok=True)
-        (self.directory / "question.json").write_text(json.dumps(asdict(question)))
+    def begin(self, wanted: Bisection) -> None:
+        """Write down what is asked; forget what was known if that was asked something else."""
+        before = self.bisection()
+        if before is None or before.question != wanted.question:
+            shutil.rmtree(self.directory, ignore_errors=True)
+        with cache.atomic(self._state) as scratch:
+            scratch.write_text(json.dumps(asdict(wanted)))
 
-    def steps(self) -> list[Step]:
-        """What is known, in the order in which it was found out."""
-        path = self.directory / "steps.jsonl"
-        lines = path.read_text().splitlines() if path.exists() else []
-        rows = [json.loads(line) for line in lines]
-        return [Step(**{**row, "clauses": tuple(row["clauses"])}) for row in rows]
+    def steps(self) -> dict[str, Step]:
+        """What is known of each commit, in the order in which it was found out."""
+        return {step.commit: step for step in self._read()}
+
+    def _read(self) -> Iterator[Step]:
+        lines = self._steps.read_text().splitlines() if self._steps.exists() else []
+        for line in lines:
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError:
+                continue  # what was being written when the machine went down
+            yield Step(**{**row, "clauses": tuple(row["clauses"])})
 
     def about(self, commit: str, question: Question) -> Step:
-        """What is known of a commit, found out if nothing is."""
-        for step in self.steps():
-            if step.commit == commit:
-                return step
-        step = examine(commit, question)
-        self.directory.mkdir(parents=True, exist_ok=True)
-        with (self.directory / "steps.jsonl").open("a") as file:
+        """What is known of a commit, found out if nothing is.
+
+        Why one could not be tested may have passed, so that it is asked again.
+        """
+        known = self.steps().get(commit)
+        if known and known.code in (GOOD, BAD):
+            return known
+        with (self.directory / f"{commit[:12]}.log").open("w") as out:
+
+            def both(line: str) -> None:
+                say(line)
+                print(line, file=out, flush=True)
+
+            step = examine(commit, question, out, both)
+            both(tell(step))
+        with self._steps.open("a") as file:
             file.write(json.dumps(asdict(step)) + "\n")
-        say(f"{commit[:12]}: {WORDS[step.code]}: {step.word} {step.detail}".rstrip())
+            file.flush()
+            os.fsync(file.fileno())
         return step
+
+
+def tell(step: Step) -> str:
+    """One line."""
+    said = f"{step.word} {', '.join(step.clauses)}".rstrip()
+    detail = f": {step.detail}" if step.detail else ""
+    return f"{step.commit[:12]}: {WORDS[step.code]}: {said}{detail}"
 
 
 def step_arguments(parser: argparse.ArgumentParser) -> None:
@@ -192,16 +128,32 @@ def step_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _question(given: argparse.Namespace) -> Question:
+    """What is asked.
+
+    :raises UserError: if there is no such clause.
+    """
+    if given.clause and given.clause not in verdict.clauses():
+        raise UserError(f"--clause {given.clause}: no such clause")
+    patches = tuple(str(Path(name).resolve()) for name in given.patch)
+    return Question(str(Path(given.tree).resolve()), given.clause, patches)
+
+
 def step_main(given: argparse.Namespace) -> int:
     """Judge the commit that git bisect stands at, or HEAD.
 
     :returns: 0, 1, 125 or 128, which git takes for good, bad, skip, and stop.
     """
     try:
-        tree = Path(given.tree).resolve()
-        patches = tuple(str(Path(name).resolve()) for name in given.patch)
-        commit = git.current(tree)
-        return Log(tree).about(commit, Question(str(tree), given.clause, patches)).code
+        question = _question(given)
+        tree = Path(question.tree)
+        commit, log = git.current(tree), Log(tree)
+        ours = log.bisection()
+        if ours and ours.question == question and git.bisects(tree, ours.good, ours.bad):
+            return log.about(commit, question).code
+        step = examine(commit, question, sys.stdout, say)
+        say(tell(step))
+        return step.code
     except UserError as error:
         say(str(error))
         return BROKEN
@@ -215,7 +167,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--good", metavar="REV", help="a commit that keeps the contract")
     parser.add_argument("--bad", metavar="REV", help="a later one that does not")
     step_arguments(parser)
-    parser.epilog = "Without --good and --bad: go on with a bisection that was interrupted."
+    parser.epilog = (
+        "Without --good and --bad: go on with a bisection that was interrupted. "
+        "Exit codes: 0 the commit is found, 125 it cannot be told, 128 the harness is broken."
+    )
 
 
 def main(given: argparse.Namespace) -> int:
@@ -226,57 +181,105 @@ def main(given: argparse.Namespace) -> int:
     """
     tree = Path(given.tree).resolve()
     log = Log(tree)
+    wanted = _wanted(tree, log, given)
+    for commit, code in ((wanted.good, GOOD), (wanted.bad, BAD)):
+        # Between two ends that are alike there is nothing to find.
+        step = log.about(commit, wanted.question)
+        if step.code != code:
+            wrong = INCONCLUSIVE if step.code == UNTESTABLE else 2
+            raise UserError(f"the {WORDS[code]} end is not {WORDS[code]}: {tell(step)}", wrong)
+    if not git.bisects(tree, wanted.good, wanted.bad):
+        git.bisect(tree, "start", "--no-checkout", wanted.bad, wanted.good)
+    if git.suspects(tree) == (None, []):
+        _run(tree, wanted.question)
+    found, left = git.suspects(tree)
+    known = log.steps().get(found or "")
+    if found and (known is None or known.code != BAD):
+        git.bisect(tree, "reset")
+        raise UserError(
+            f"git takes {found} for bad, and no step has said so: something else than a step has "
+            f"ended with 1; mend it, then ./oomtest bisect --tree {tree} goes on",
+            BROKEN,
+        )
+    text = _report(tree, log, found, left)
+    print(text, end="")
+    git.bisect(tree, "reset")
+    with cache.atomic(log.report) as scratch:
+        scratch.write_text(text)
+    return 0 if found else INCONCLUSIVE
+
+
+def _wanted(tree: Path, log: Log, given: argparse.Namespace) -> Bisection:
+    """What to do: what is asked for now, or what was before an interruption.
+
+    :raises UserError: if that cannot be, or a bisection that is not ours would be lost.
+    """
     if bool(given.good) != bool(given.bad):
         raise UserError("bisect: give both --good and --bad, or neither to go on")
-    if given.good:
-        patches = tuple(str(Path(name).resolve()) for name in given.patch)
-        question = Question(str(tree), given.clause, patches)
-        good, bad = git.commit(tree, given.good), git.commit(tree, given.bad)
-        _begin(log, question, good, bad)
-        git.bisect(tree, "start", "--no-checkout", bad, good)
-    else:
-        if log.question is None or not git.bisecting(tree):
+    before = log.bisection()
+    ours = before and git.bisects(tree, before.good, before.bad)
+    if git.bisection(tree) is not None and not ours:
+        raise UserError(
+            f"another bisection goes on in {tree}: end it with git bisect reset, or copy the "
+            "repository"
+        )
+    if not given.good:
+        if before is None:
             raise UserError(f"no bisection goes on in {tree}: give --good and --bad")
-        question = log.question
+        if given.clause not in ("", before.question.clause) or given.patch:
+            raise UserError("bisect: what was asked goes on; give --good and --bad to ask anew")
+        return before
+    good, bad = git.commit(tree, given.good), git.commit(tree, given.bad)
+    if git.older(tree, bad, good):
+        raise UserError(f"--bad {given.bad} is older than --good {given.good}")
+    wanted = Bisection(_question(given), good, bad)
+    if ours and wanted != before:
+        git.bisect(tree, "reset")
+    log.begin(wanted)
+    return wanted
+
+
+def _run(tree: Path, question: Question) -> None:
+    """Have git find it.
+
+    :raises UserError: if a step stopped it.
+    """
     command = [sys.executable, "-m", "vm", "bisect-step", "--tree", question.tree]
     command += ["--clause", question.clause, *(f"--patch={name}" for name in question.patches)]
-    code = git.bisect_run(tree, command)
-    found, exhausted = git.first_bad(tree)
-    if found is None and not exhausted:
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    code = git.bisect_run(tree, command, {"PYTHONPATH": path}, say)
+    if git.suspects(tree) == (None, []):
         raise UserError(
             f"the bisection stopped (git bisect run: {code}); mend what is said above, "
             f"then ./oomtest bisect --tree {tree} goes on",
             BROKEN,
         )
-    _report(tree, log, found)
-    git.bisect(tree, "reset")
-    return 0 if found else INCONCLUSIVE
 
 
-def _begin(log: Log, question: Question, good: str, bad: str) -> None:
-    """Look at both ends first: between two that are alike there is nothing to find."""
-    if log.question != question:
-        log.begin(question)
-    for commit, wanted, word in ((good, GOOD, "good"), (bad, BAD, "bad")):
-        step = log.about(commit, question)
-        if step.code != wanted:
-            raise UserError(f"the {word} end {commit[:12]} is not: {step.word} {step.detail}")
-
-
-def _report(tree: Path, log: Log, found: str | None) -> None:
+def _report(tree: Path, log: Log, found: str | None, left: list[str]) -> str:
     steps = log.steps()
-    console = Console()
-    table = Table("commit", "is", "verdict", "s", "subject", box=None)
-    for step in steps:
-        verdict = f"{step.word} {', '.join(step.clauses)}".rstrip()
-        subject = git.subject(tree, step.commit)
-        table.add_row(step.commit[:12], WORDS[step.code], verdict, f"{step.seconds:.0f}", subject)
+    width = shutil.get_terminal_size((WIDTH, 0)).columns
+    console = Console(file=io.StringIO(), width=width, highlight=False, markup=False)
+    table = Table("commit", "is", "verdict", "s", "subject", "why", box=None, pad_edge=False)
+    for step in steps.values():
+        said = f"{step.word} {', '.join(step.clauses)}".rstrip()
+        row = (step.commit[:12], WORDS[step.code], said, f"{step.seconds:.0f}")
+        table.add_row(*row, git.subject(tree, step.commit), step.detail)
     console.print(table)
+    console.print(f"\nWhat every step printed: {log.directory}/COMMIT.log")
     if found is None:
-        console.print("Only commits that cannot be tested are left: it is one of them.")
-        return
-    known = {step.commit: step for step in steps}
-    before, after = known.get(git.commit(tree, f"{found}^")), known[found]
-    console.print(f"First bad commit: {found} {git.subject(tree, found)}", style="bold")
-    console.print(f"before: {before.word if before else 'not asked'}")
-    console.print(f"after:  {after.word} {', '.join(after.clauses)}: {after.detail}")
+        console.print("It is one of these, all but the last of which cannot be tested:")
+        for commit in reversed(left):
+            console.print(f"  {commit} {git.subject(tree, commit)}", soft_wrap=True)
+    else:
+        bad = steps[found]
+        before = steps.get(git.commit(tree, f"{found}^"))
+        contract = verdict.clauses()
+        console.print(f"First bad commit: {found} {git.subject(tree, found)}", soft_wrap=True)
+        for name in bad.clauses:
+            console.print(f"clause: {name} {contract[name].text}", soft_wrap=True)
+        console.print(f"before: {tell(before) if before else 'not asked itself'}", soft_wrap=True)
+        console.print(f"after:  {tell(bad)}", soft_wrap=True)
+    file = console.file
+    assert isinstance(file, io.StringIO)
+    return file.getvalue()

@@ -7,10 +7,18 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from vm.errors import UserError
+from vm.run import END_WITH_US
+
+
+def _environment() -> dict[str, str]:
+    """The environment without what is set while a hook or git bisect runs us."""
+    skipped = {"GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX"}
+    kept = {name: value for name, value in os.environ.items() if name not in skipped}
+    return {**kept, "LC_ALL": "C"}
 
 
 def _git(repository: Path, *arguments: str, given: bytes = b"", index: Path | None = None) -> bytes:
@@ -21,16 +29,13 @@ def _git(repository: Path, *arguments: str, given: bytes = b"", index: Path | No
     :raises UserError: if it fails or is not installed.
     """
     own = {"GIT_INDEX_FILE": str(index)} if index else {}
-    # Set while a hook or git bisect runs us, and meant for another command.
-    skipped = {"GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX"}
-    env = {name: value for name, value in os.environ.items() if name not in skipped}
     try:
         done = subprocess.run(
             ["git", "-C", str(repository), *arguments],
             input=given,
             capture_output=True,
             check=False,
-            env={**env, "LC_ALL": "C", **own},
+            env={**_environment(), **own},
         )
     except FileNotFoundError:
         raise UserError("git not found: install it (Debian: apt install git)") from None
@@ -127,15 +132,29 @@ def subject(repository: Path, commit: str) -> str:
     return _git(repository, "show", "-s", "--format=%s", commit).decode(errors="replace").strip()
 
 
-def bisecting(repository: Path) -> bool:
-    """Whether a bisection goes on."""
-    return (directory(repository) / "BISECT_LOG").exists()
+def older(repository: Path, commit: str, than: str) -> bool:
+    """Whether a commit is an ancestor of another one."""
+    return commit != than and not _git(repository, "rev-list", "-n1", f"{than}..{commit}")
 
 
 def current(repository: Path) -> str:
     """The commit that a bisection stands at, or what is checked out."""
-    at = "BISECT_HEAD" if (directory(repository) / "BISECT_HEAD").exists() else "HEAD"
-    return commit(repository, at)
+    try:
+        return commit(repository, "BISECT_HEAD")
+    except UserError:
+        return commit(repository, "HEAD")
+
+
+def bisection(repository: Path) -> str | None:
+    """Git's own log of the bisection that goes on, None if none does."""
+    path = directory(repository) / "BISECT_LOG"
+    return path.read_text(errors="replace") if path.exists() else None
+
+
+def bisects(repository: Path, good: str, bad: str) -> bool:
+    """Whether the bisection that goes on began with these ends."""
+    told = re.findall("^git bisect start (.*)$", bisection(repository) or "", re.MULTILINE)
+    return bool(told) and {good, bad} <= set(re.findall("[0-9a-f]{40,}", told[-1]))
 
 
 def bisect(repository: Path, *arguments: str) -> None:
@@ -143,25 +162,38 @@ def bisect(repository: Path, *arguments: str) -> None:
     _git(repository, "bisect", *arguments)
 
 
-def bisect_run(repository: Path, command: Sequence[str]) -> int:
+def bisect_run(
+    repository: Path, command: Sequence[str], env: dict[str, str], say: Callable[[str], None]
+) -> int:
     """Have git bisect with a command, whose standard error is the user's.
 
+    :param env: variables added to the command's environment.
+    :param say: takes how much is left.
     :returns: git's exit code.
     """
-    done = subprocess.run(
-        ["git", "-C", str(repository), "bisect", "run", *command],
+    with subprocess.Popen(
+        # None of them outlives the one that started it.
+        [*END_WITH_US, "git", "-C", str(repository), "bisect", "run", *END_WITH_US, *command],
         stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        check=False,
-    )
-    return done.returncode
+        stdout=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        env={**_environment(), **env},
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("Bisecting: "):
+                say(line.strip())
+    return process.returncode
 
 
-def first_bad(repository: Path) -> tuple[str | None, bool]:
+def suspects(repository: Path) -> tuple[str | None, list[str]]:
     """What a bisection has come to.
 
-    :returns: the commit, None if it is not found; and whether no commit is left to be tested.
+    :returns: the first bad commit, None if it is not found; and the commits that it is one of, if
+        only such are left as cannot be tested.
     """
-    log = (directory(repository) / "BISECT_LOG").read_text()
+    log = bisection(repository) or ""
     found = re.search(r"^# first bad commit: \[(\w+)\]", log, re.MULTILINE)
-    return (found[1] if found else None), "# only skipped commits left" in log
+    left = re.findall(r"^# possible first bad commit: \[(\w+)\]", log, re.MULTILINE)
+    return (found[1] if found else None), list(dict.fromkeys(left))

@@ -11,6 +11,7 @@ from typing import Any
 # print anything at all.
 PANIC = re.compile(r"^\[ *\d+\.\d+\](?:\[[^]]*\])? Kernel panic - not syncing: (.*)$", re.MULTILINE)
 TAIL_LINES = 40
+NO_BOOT = "does not boot here"
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def no_boot(kernel: str, console: str, error: str) -> str:
         why = f"it panicked: {reason}"
     else:
         why = f"no waiting session in time ({error or 'timeout'}); last line: {tail(console, 1)}"
-    return f"{kernel} does not boot here: {why}"
+    return f"{kernel} {NO_BOOT}: {why}"
 
 
 def no_memcg(kernel: str, facts: dict[str, Any]) -> str:

@@ -148,7 +148,7 @@ class Guests:
             collector = self._collector()
             if collector is not None:
                 collector.describe(name, **target.describe())
-                if "I5" in (self.config.getoption("--clause") or ["I5"]):
+                if stubs.CLAUSE in (self.config.getoption("--clause") or [stubs.CLAUSE]):
                     for answer in stubs.answers(target.kernel.image):
                         collector.add(name, answer)
         if not self.targets:

@@ -15,6 +15,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 KEEP = 60  # last lines kept for the error
+# Goes before a command that must not outlive the thread that starts it.
+END_WITH_US = ("setpriv", "--pdeathsig", "TERM")
 
 
 def say(line: str) -> None:
@@ -50,7 +52,7 @@ def watch(
     if shutil.which(command[0]) is None:  # setpriv would only say so
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), command[0])
     process = subprocess.Popen(
-        ["setpriv", "--pdeathsig", "TERM", *command],
+        [*END_WITH_US, *command],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -264,8 +264,9 @@ def version(tree: Path) -> tuple[int, int]:
 
     :raises UserError: if it has none.
     """
-    text = (tree / "Makefile").read_text(errors="replace")
+    makefile = tree / "Makefile"
+    text = makefile.read_text(errors="replace") if makefile.is_file() else ""
     found = dict(re.findall(r"^(VERSION|PATCHLEVEL) *= *(\d+)", text, re.MULTILINE))
     if len(found) < 2:
-        raise UserError(f"{tree}/Makefile tells no kernel version")
+        raise UserError(f"{makefile} tells no kernel version")
     return int(found["VERSION"]), int(found["PATCHLEVEL"])

@@ -3,89 +3,29 @@
 
 from __future__ import annotations
 
+import argparse
+import os
 import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from vm import bisect, build, git, qemu
-from vm.bisect import BAD, BROKEN, GOOD, UNTESTABLE, Log, Question, Step, read
+from tests.harness.conftest import ROOT, clean_environment
+from vm import bisect, git
+from vm.bisect import Bisection, Log
 from vm.errors import INCONCLUSIVE, UserError
+from vm.examine import BAD, BROKEN, GOOD, UNTESTABLE, Question, Step
 
-
-def answer(code: int = 0, **states: str) -> dict[str, Any]:
-    """What ``run --json`` writes, cut down to what is read of it."""
-    rows = [{"id": name, "state": state, "detail": name.lower()} for name, state in states.items()]
-    return {"clauses": rows, "exit_code": code, "why": "because"}
-
-
-@pytest.mark.parametrize(
-    ("result", "clause", "code", "word"),
-    [
-        (answer(0, P1="kept", N2="kept"), "", GOOD, "conforms"),
-        (answer(0, P1="kept", N4="deviates"), "", GOOD, "conforms"),
-        (answer(1, P1="kept", N2="broken"), "", BAD, "violates"),
-        (answer(1, P1="silent", P2="silent"), "", BAD, "not patched"),
-        (answer(1, P1="silent", N2="broken"), "", BAD, "violates"),
-        (answer(125, P1="no answer"), "", UNTESTABLE, "inconclusive"),
-        (answer(125, P1="not asked", N2="kept"), "N2", GOOD, "kept"),
-        (answer(1, P1="broken", N2="kept"), "N2", GOOD, "kept"),
-        (answer(125, P1="kept", N2="no answer"), "N2", UNTESTABLE, "inconclusive"),
-        (answer(0, N4="deviates"), "N4", BAD, "violates"),
-    ],
-)
-def test_a_verdict_becomes_a_code(
-    result: dict[str, Any], clause: str, code: int, word: str
-) -> None:
-    assert read(result, clause)[:2] == (code, word)
-
-
-def examined(
-    monkeypatch: pytest.MonkeyPatch, *answers: dict[str, Any], error: UserError | None = None
-) -> Step:
-    """Examine a commit whose kernel gives these answers, one for each run."""
-    given = iter(answers)
-
-    def built(*_: object, **__: object) -> Any:
-        if error:
-            raise error
-        return type("Kernel", (), {"image": Path("bzImage")})
-
-    monkeypatch.setattr(build, "build_kernel", built)
-    monkeypatch.setattr(qemu, "binary", lambda: "qemu")
-    monkeypatch.setattr(bisect, "_ask", lambda *_: next(given))
-    return bisect.examine("c0ffee", Question("/tree"))
-
-
-def failing(state: str) -> dict[str, Any]:
-    return {**answer(1, N2="broken"), "tests": [{"test": "t", "state": state}]}
-
-
-def test_bad_is_seen_twice(monkeypatch: pytest.MonkeyPatch) -> None:
-    step = examined(monkeypatch, failing("failed"), failing("failed"))
-    assert (step.code, step.clauses) == (BAD, ("N2",))
-
-
-def test_what_is_not_seen_again_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
-    step = examined(monkeypatch, failing("failed"), failing("passed"))
-    assert step.code == UNTESTABLE
-    assert "not again" in step.detail
-
-
-def test_what_does_not_build_is_not_testable(monkeypatch: pytest.MonkeyPatch) -> None:
-    step = examined(monkeypatch, error=UserError("no such type", INCONCLUSIVE))
-    assert (step.code, step.word) == (UNTESTABLE, "does not build")
-
-
-def test_a_host_at_fault_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError):
-        examined(monkeypatch, error=UserError("no make"))
+COUNT = 8
+BROKE = 5  # the first that is bad
 
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """A repository of six commits, each with its number in a file."""
+    """A repository of commits, each with its number in a file."""
     top = tmp_path / "tree"
     top.mkdir()
 
@@ -94,26 +34,259 @@ def tree(tmp_path: Path) -> Path:
         subprocess.run(["git", "-C", str(top), *who, *arguments], check=True, capture_output=True)
 
     run("init", "-q")
-    for number in range(6):
+    for number in range(COUNT):
         (top / "number").write_text(str(number))
         run("add", ".")
         run("commit", "-q", "-m", f"commit {number}")
     return top
 
 
-def test_what_is_known_is_not_asked_again(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    log, question = Log(tree), Question(str(tree))
-    log.begin(question)
-    calls = []
+class Kernels:
+    """Stands in for building and asking.
 
-    def examine(commit: str, _: Question) -> Step:
-        calls.append(commit)
-        return Step(commit, GOOD, "conforms", "")
+    :ivar asked: the numbers of the commits that were examined.
+    :ivar untestable: those that cannot be tested.
+    :ivar faults: those at which the harness breaks down, once.
+    """
 
-    monkeypatch.setattr(bisect, "examine", examine)
-    assert log.about("a1", question) == log.about("a1", question)
-    assert calls == ["a1"]
-    assert Log(tree).question == question
+    def __init__(self, tree: Path) -> None:
+        self.tree = tree
+        self.asked: list[int] = []
+        self.untestable: set[int] = set()
+        self.faults: set[int] = set()
+
+    def examine(self, commit: str, question: Question, out: Any, say: Any) -> Step:
+        number = int(git.content(self.tree, commit, "number") or b"-1")
+        self.asked.append(number)
+        if number in self.faults:
+            self.faults.remove(number)
+            raise UserError("the disk is full", BROKEN)
+        print("what it printed", file=out)
+        if number in self.untestable:
+            return Step(commit, UNTESTABLE, "does not boot", "it panicked")
+        if number < BROKE:
+            return Step(commit, GOOD, "kept")
+        return Step(commit, BAD, "violates", "why it is bad", ("N2",))
+
+
+@pytest.fixture
+def kernels(tree: Path, monkeypatch: pytest.MonkeyPatch) -> Kernels:
+    """Git calls bisect-step in a process of its own, which would build; here it is called."""
+    one = Kernels(tree)
+    monkeypatch.setattr(bisect, "examine", one.examine)
+    monkeypatch.setattr(git, "bisect_run", lambda where, command, *_: steps(where, command))
+    return one
+
+
+def steps(where: Path, command: Sequence[str]) -> int:
+    """What ``git bisect run`` does."""
+    given = step_given(command[command.index("bisect-step") + 1 :])
+    words = {GOOD: "good", BAD: "bad", UNTESTABLE: "skip"}
+    while git.suspects(where) == (None, []):
+        code = bisect.step_main(given)
+        if code not in words:
+            return code
+        command = ["git", "-C", str(where), "bisect", words[code]]
+        subprocess.run(command, check=False, capture_output=True)
+    return 0
+
+
+def step_given(words: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    bisect.step_arguments(parser)
+    return parser.parse_args(words)
+
+
+def call(tree: Path, *words: str) -> int:
+    parser = argparse.ArgumentParser()
+    bisect.arguments(parser)
+    return bisect.main(parser.parse_args([f"--tree={tree}", *words]))
+
+
+def number(tree: Path, of: int) -> str:
+    return git.commit(tree, f"HEAD~{COUNT - 1 - of}")
+
+
+ENDS = (f"--good=HEAD~{COUNT - 1}", "--bad=HEAD")
+
+
+def test_the_commit_is_found_and_reported(
+    tree: Path, kernels: Kernels, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kernels.untestable = {3}
+    assert call(tree, *ENDS, "--clause=N2") == 0
+    report = capsys.readouterr().out
+    assert f"First bad commit: {number(tree, BROKE)} commit {BROKE}\n" in report
+    assert "clause: N2 An OOM inside a memcg does not signal" in report
+    assert f"before: {number(tree, BROKE - 1)[:12]}: good: kept\n" in report
+    assert f"after:  {number(tree, BROKE)[:12]}: bad: violates N2: why it is bad\n" in report
+    assert 3 in kernels.asked
+    directory = tree / ".git" / "oomtest-bisect"
+    for one in kernels.asked:
+        assert f"{number(tree, one)[:12]} " in report
+        assert "what it printed" in (directory / f"{number(tree, one)[:12]}.log").read_text()
+    assert "it panicked" in report
+    assert str(directory) in report
+    assert (directory / "report.txt").read_text() == report
+    assert git.bisection(tree) is None
+    assert (tree / "number").read_text() == str(COUNT - 1), "what is checked out was touched"
+
+
+def test_both_ends_are_looked_at_first(tree: Path, kernels: Kernels) -> None:
+    call(tree, *ENDS)
+    assert kernels.asked[:2] == [0, COUNT - 1]
+
+
+def test_only_what_cannot_be_tested_is_left(
+    tree: Path, kernels: Kernels, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kernels.untestable = {BROKE - 1}
+    assert call(tree, *ENDS) == INCONCLUSIVE
+    report = capsys.readouterr().out
+    assert "It is one of these" in report
+    last = report.partition("It is one of these")[2]
+    assert number(tree, BROKE - 1) in last
+    assert number(tree, BROKE) in last
+    assert number(tree, BROKE - 2) not in last
+
+
+@pytest.mark.parametrize("at", [0, COUNT - 1, 3])
+@pytest.mark.parametrize("again", [(), ENDS], ids=["goes on", "asked anew"])
+def test_it_goes_on_where_it_was(
+    tree: Path, kernels: Kernels, at: int, again: tuple[str, ...]
+) -> None:
+    """At an end as well, where git knows of no bisection yet."""
+    kernels.faults = {at}
+    with pytest.raises(UserError) as caught:
+        call(tree, *ENDS, "--clause=N2")
+    assert caught.value.exit_code == BROKEN
+    before = list(kernels.asked)
+    assert before[-1] == at
+    assert call(tree, *again, *(["--clause=N2"] if again else [])) == 0
+    assert not set(before[:-1]) & set(kernels.asked[len(before) :])
+
+
+def test_killed_before_the_report(
+    tree: Path, kernels: Kernels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(bisect, "_report", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            call(tree, *ENDS)
+    asked = list(kernels.asked)
+    assert call(tree) == 0
+    assert kernels.asked == asked
+
+
+def test_half_a_line_is_what_a_power_failure_leaves(tree: Path, kernels: Kernels) -> None:
+    kernels.faults = {3}
+    with pytest.raises(UserError):
+        call(tree, *ENDS)
+    with (tree / ".git" / "oomtest-bisect" / "steps.jsonl").open("a") as file:
+        file.write('{"commit": "c0f\n\0\0\n')
+    assert call(tree) == 0
+
+
+def test_what_is_over_is_over(tree: Path, kernels: Kernels) -> None:
+    call(tree, *ENDS)
+    with pytest.raises(UserError, match="no bisection goes on"):
+        call(tree)
+    asked = len(kernels.asked)
+    call(tree, *ENDS)
+    assert kernels.asked[asked:] == kernels.asked[:asked], "what may have changed is not asked"
+
+
+def test_another_question_is_asked_of_all(tree: Path, kernels: Kernels) -> None:
+    kernels.faults = {3}
+    with pytest.raises(UserError):
+        call(tree, *ENDS, "--clause=N2")
+    kernels.asked.clear()
+    assert call(tree, *ENDS, "--clause=N3") == 0
+    assert kernels.asked[:2] == [0, COUNT - 1]
+
+
+def test_other_ends_keep_what_is_known(tree: Path, kernels: Kernels) -> None:
+    kernels.faults = {3}
+    with pytest.raises(UserError):
+        call(tree, *ENDS)
+    kernels.asked.clear()
+    assert call(tree, f"--good={number(tree, 2)}", "--bad=HEAD") == 0
+    assert COUNT - 1 not in kernels.asked
+    assert 2 in kernels.asked
+
+
+def test_why_it_could_not_be_tested_may_have_passed(tree: Path, kernels: Kernels) -> None:
+    kernels.untestable = {0}
+    with pytest.raises(UserError, match=r"good end is not good: .* does not boot") as caught:
+        call(tree, *ENDS)
+    assert caught.value.exit_code == INCONCLUSIVE
+    kernels.untestable = set()
+    assert call(tree, *ENDS) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--good=HEAD~1", "--bad=HEAD"], "the good end is not good"),
+        ([f"--good={'HEAD~7'}", "--bad=HEAD~6"], "the bad end is not bad"),
+        (["--good=HEAD", "--bad=HEAD~1"], "is older than --good"),
+        (["--good=HEAD~7"], "give both"),
+        (["--bad=HEAD"], "give both"),
+        ([], "no bisection goes on"),
+        ([*ENDS, "--clause=N99"], "no such clause"),
+        (["--good=nonsense", "--bad=HEAD"], "Needed a single revision"),
+    ],
+)
+def test_refused(tree: Path, kernels: Kernels, words: list[str], told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        call(tree, *words)
+    assert git.bisection(tree) is None
+
+
+def test_a_bisection_of_the_users_own_is_left_alone(tree: Path, kernels: Kernels) -> None:
+    git.bisect(tree, "start", "--no-checkout", "HEAD", "HEAD~4")
+    before = git.bisection(tree)
+    for words in ([*ENDS], []):
+        with pytest.raises(UserError, match="another bisection goes on"):
+            call(tree, *words)
+    assert git.bisection(tree) == before
+    assert not kernels.asked
+
+
+def test_bad_that_no_step_has_said_is_not_believed(
+    tree: Path, kernels: Kernels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An interpreter that cannot start ends with 1 as well."""
+    with monkeypatch.context() as patched:
+        patched.setattr(bisect, "step_main", lambda _: BAD)
+        with pytest.raises(UserError, match="no step has said so"):
+            call(tree, *ENDS)
+    assert call(tree) == 0
+    assert number(tree, BROKE) in (tree / ".git" / "oomtest-bisect" / "report.txt").read_text()
+
+
+def test_a_step_by_hand_asks_and_leaves_the_log_alone(
+    tree: Path, kernels: Kernels, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = step_given([f"--tree={tree}", "--clause=N2"])
+    assert bisect.step_main(given) == BAD
+    assert bisect.step_main(given) == BAD
+    assert kernels.asked == [COUNT - 1] * 2
+    assert "what it printed" in capsys.readouterr().out
+    assert not (tree / ".git" / "oomtest-bisect").exists()
+
+
+def test_a_step_by_hand_with_another_question_while_a_bisection_goes_on(
+    tree: Path, kernels: Kernels
+) -> None:
+    kernels.faults = {3}
+    with pytest.raises(UserError):
+        call(tree, *ENDS, "--clause=N2")
+    known = set(Log(tree).steps())
+    given = step_given([f"--tree={tree}", "--clause=P1"])
+    assert bisect.step_main(given) == GOOD
+    assert kernels.asked[-1] == 3
+    assert set(Log(tree).steps()) == known
 
 
 def test_step_never_calls_a_fault_of_ours_bad(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,51 +294,66 @@ def test_step_never_calls_a_fault_of_ours_bad(tree: Path, monkeypatch: pytest.Mo
         raise RuntimeError("a bug")
 
     monkeypatch.setattr(bisect, "examine", fail)
-    given = type("Given", (), {"tree": str(tree), "patch": [], "clause": ""})
-    assert bisect.step_main(given) == BROKEN  # type: ignore[arg-type]
+    assert bisect.step_main(step_given([f"--tree={tree}"])) == BROKEN
+    assert bisect.step_main(step_given(["--tree=/nonexistent"])) == BROKEN
 
 
-def test_bisection_finds_the_commit_and_goes_on_after_an_interruption(
-    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def step_process(top: Path, *arguments: str) -> int:
+    """Run it as git does.
+
+    :param top: searched for modules before the checkout.
+    """
+    path = os.pathsep.join([str(top), str(ROOT)])
+    done = subprocess.run(
+        [sys.executable, "-m", "vm", "bisect-step", *arguments],
+        cwd=top,
+        env={**clean_environment(), "PYTHONPATH": path},
+        capture_output=True,
+        check=False,
+    )
+    return done.returncode
+
+
+def test_what_git_would_take_for_a_judgement(tmp_path: Path) -> None:
+    assert step_process(tmp_path, "--help") == 0
+    assert step_process(tmp_path, "--nonsense") == BROKEN
+    assert step_process(tmp_path, "--clause") == BROKEN
+    (tmp_path / "rich.py").write_text("raise ImportError\n")
+    assert step_process(tmp_path, f"--tree={ROOT}") == BROKEN
+
+
+def test_a_launcher_that_cannot_launch(tmp_path: Path) -> None:
+    """Without Python or a package manager ./oomtest ends before any Python runs."""
+    (tmp_path / "bin").mkdir()
+    for name in ("sh", "readlink", "dirname", "tr", "id"):
+        (tmp_path / "bin" / name).symlink_to(f"/usr/bin/{name}")
+    (tmp_path / "bin" / "sudo").write_text("#!/bin/sh\nexit 1\n")
+    environment = {"PATH": str(tmp_path / "bin"), "HOME": str(tmp_path)}
+    for verb, code in (("bisect-step", BROKEN), ("run", 2)):
+        command = ["/bin/sh", str(ROOT / "oomtest"), verb]
+        done = subprocess.run(command, env=environment, capture_output=True, check=False)
+        assert done.returncode == code, done.stderr
+
+
+def test_git_runs_what_it_is_given(tree: Path, tmp_path: Path) -> None:
+    """The real ``git bisect run``: the environment, what is left, and its end."""
+    git.bisect(tree, "start", "--no-checkout", "HEAD", f"HEAD~{COUNT - 1}")
+    script = f"echo $X >>{tmp_path}/x; test $(git -C {tree} show BISECT_HEAD:number) -lt {BROKE}"
+    told: list[str] = []
+    assert git.bisect_run(tree, ["sh", "-c", script], {"X": "seen"}, told.append) == 0
+    assert git.suspects(tree) == (number(tree, BROKE), [])
+    assert set((tmp_path / "x").read_text().split()) == {"seen"}
+    assert told[0].startswith("Bisecting: ")
+
+
+def test_the_real_step_can_be_started_from_anywhere(
+    tree: Path, cache_dir: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Git bisect runs a stand-in for bisect-step, which breaks down on its first call."""
-    monkeypatch.setattr(
-        bisect,
-        "examine",
-        lambda commit, _: Step(
-            commit, GOOD if number(commit) < 3 else BAD, "violates", "", ("N2",)
-        ),
-    )
-
-    def number(commit: str) -> int:
-        return int(git.content(tree, commit, "number") or b"0")
-
-    flag = tmp_path / "flag"
-    script = (
-        f"test -e {flag} || {{ touch {flag}; exit 128; }}; "
-        f"test $(git -C {tree} show BISECT_HEAD:number) -lt 3"
-    )
-    run = git.bisect_run
-    monkeypatch.setattr(git, "bisect_run", lambda where, _: run(where, ["sh", "-c", script]))
-    heads = (git.commit(tree, "HEAD~5"), git.commit(tree, "HEAD"))
-    given = type("Given", (), {})()
-    given.tree, given.good, given.bad, given.clause, given.patch = str(tree), *heads, "N2", []
-    with pytest.raises(UserError, match="goes on"):
-        bisect.main(given)
-    given.good = given.bad = None
-    Log(tree).about(git.commit(tree, "HEAD~2"), Question(str(tree), "N2"))
-    assert bisect.main(given) == 0
-    told = capsys.readouterr().out
-    assert "commit 3" in told
-    assert "First bad commit" in told
-    assert not git.bisecting(tree)
-    assert (tree / "number").read_text() == "5", "what is checked out was touched"
-
-
-def test_ends_that_are_alike_are_refused(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bisect, "examine", lambda c, _: Step(c, GOOD, "conforms", ""))
-    given = type("Given", (), {})()
-    given.tree, given.good, given.bad = str(tree), "HEAD~5", "HEAD"
-    given.clause, given.patch = "", []
-    with pytest.raises(UserError, match="the bad end"):
-        bisect.main(given)
+    """It is no kernel's tree, so that the step stops git, as it should."""
+    log, good, bad = Log(tree), number(tree, 0), number(tree, COUNT - 1)
+    question = Question(str(tree))
+    log.begin(Bisection(question, good, bad))
+    git.bisect(tree, "start", "--no-checkout", bad, good)
+    with pytest.raises(UserError, match=r"git bisect run: 1\d\d"):
+        bisect._run(tree, question)
+    assert "tells no kernel version" in capfd.readouterr().err

@@ -171,3 +171,10 @@ def test_another_repository_in_the_same_place(repository: Path) -> None:
     tree = tree_at(repository, "HEAD")
     assert (tree.path / "Makefile").read_text() == "VERSION = 7\n"
     assert "mm/new.c" not in state(tree)
+
+
+def test_older(repository: Path) -> None:
+    new, old = (vm_git.commit(repository, name) for name in ("HEAD", "HEAD~1"))
+    assert vm_git.older(repository, old, new)
+    assert not vm_git.older(repository, new, old)
+    assert not vm_git.older(repository, new, new)

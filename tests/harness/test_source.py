@@ -97,9 +97,11 @@ def test_prepare(tmp_path: Path, kind: str) -> None:
 
 
 def test_version_of_something_else(tmp_path: Path) -> None:
-    (tmp_path / "Makefile").write_text("all:\n")
-    with pytest.raises(UserError, match="tells no kernel version"):
-        source.version(tmp_path)
+    for makefile in (None, "all:\n"):
+        if makefile:
+            (tmp_path / "Makefile").write_text(makefile)
+        with pytest.raises(UserError, match="tells no kernel version"):
+            source.version(tmp_path)
 
 
 @KINDS
