@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 
 from helpers.evidence import Inconclusive
-from helpers.hogs import SPARED, Child
+from helpers.hogs import SPARED, Child, understudies
 from helpers.judge import PATIENCE, alive_on, fires, settled, stays_silent
 from helpers.listeners import Listener
 from helpers.memcgs import Memcg, write
@@ -20,6 +20,7 @@ from helpers.whitebox import Whitebox
 
 Make = Callable[..., Memcg]
 Listen = Callable[..., Listener]
+PASSING = 24
 
 
 def by_the_allocating_task(root: Memcg) -> None:
@@ -141,17 +142,21 @@ def test_listeners_come_and_go_during_system_ooms(
     root: Memcg, listen: Listen, slowly: None
 ) -> None:
     def churn() -> None:
+        # Many at a time: to register takes memory, of which there is none, to leave does not.
         while True:
-            for one in [Listener("passing").on(root) for _ in range(4)]:
+            for one in [Listener("passing").on(root) for _ in range(PASSING)]:
                 one.close()
 
     listener = listen(root, "root")
-    churner = Child(churn, root, score=SPARED)
+    churners = [Child(churn, root, score=SPARED) for _ in range(2)]
     try:
-        for _ in range(6):
-            system_oom(allocator=root)
+        with understudies():
+            for _ in range(6):
+                system_oom(allocator=root)
         fires(listener)
-        if not churner.alive():
-            raise Inconclusive(f"whoever came and went has ended: {churner.status}")
+        ended = [one.status for one in churners if not one.alive()]
+        if ended:
+            raise Inconclusive(f"whoever came and went has ended: {ended}")
     finally:
-        churner.kill()
+        for one in churners:
+            one.kill()
