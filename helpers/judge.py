@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Sequence
 
+from helpers import gate
 from helpers.evidence import Silent, Unproven
 from helpers.listeners import Listener
 from helpers.memcgs import Memcg
@@ -96,9 +97,11 @@ def stays_silent(root: Memcg, *listeners: Listener, after: str) -> None:
 def alive_on_root(*listeners: Listener) -> None:
     """Listeners on root that were silent can be signalled, by a real system OOM.
 
+    :raises Forbidden: unless system OOMs are allowed.
     :raises AssertionError: if only one can that has just been registered.
     :raises Unproven: if that cannot either.
     """
+    gate.require("a system OOM")
     assert listeners[0].memcg is not None
     witness = Listener("a newcomer").on(listeners[0].memcg)
     for one in listeners:

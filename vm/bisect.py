@@ -266,7 +266,7 @@ def _report(tree: Path, log: Log, found: str | None, left: list[str]) -> str:
         row = (step.commit[:12], WORDS[step.code], said, f"{step.seconds:.0f}")
         table.add_row(*row, git.subject(tree, step.commit), step.detail)
     console.print(table)
-    console.print(f"\nWhat every step printed: {log.directory}/COMMIT.log")
+    console.print(f"\nWhat every step printed: {log.directory}/COMMIT.log", soft_wrap=True)
     if found is None:
         console.print("It is one of these, all but the last of which cannot be tested:")
         for commit in reversed(left):

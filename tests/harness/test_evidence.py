@@ -96,7 +96,7 @@ def log(monkeypatch: pytest.MonkeyPatch) -> Log:
 
     def make(*records: bytes | OSError) -> Kmsg:
         reader = Kmsg.__new__(Kmsg)
-        reader.fd, reader.lines = -1, []
+        reader.fd, reader.lines, reader.stamps = -1, [], []
         left = [*records, BlockingIOError()]
 
         def read(_: int, size: int) -> bytes:
@@ -115,6 +115,13 @@ def test_records_lose_prefix_and_dictionary(log: Log) -> None:
     reader = log(b"3,812,5120,-;Out of memory: x; y\n SUBSYSTEM=mm\n", b"6,813,5121,c;second\n")
     assert reader.read() == ["Out of memory: x; y", "second"]
     assert reader.read() == ["Out of memory: x; y", "second"]
+
+
+def test_when_a_message_was_logged(log: Log) -> None:
+    reader = log(b"3,812,5120,-;first\n", b"6,813,5121,-;second\n", b"6,814,5122,-;second\n")
+    reader.read()
+    assert reader.when("sec") == 5121
+    assert reader.when("third") is None
 
 
 def test_an_overrun_log_proves_nothing(log: Log) -> None:

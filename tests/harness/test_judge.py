@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from helpers import judge
+from helpers import gate, judge
 from helpers.evidence import Silent, Unproven
 from helpers.listeners import Listener
 
@@ -21,6 +21,7 @@ class Fences:
 
     def __init__(self) -> None:
         self.calls: list[Callable[[], object]] = []
+        self.deferred: Callable[[], object] = lambda: None
 
     def __call__(self, root: object) -> None:
         if self.calls:
@@ -33,6 +34,7 @@ def fences(monkeypatch: pytest.MonkeyPatch) -> Fences:
     monkeypatch.setattr(judge, "fence", fences)
     monkeypatch.setattr(judge, "PATIENCE", 0.02)
     monkeypatch.setattr(judge, "SETTLE", 0.0)
+    monkeypatch.setattr(judge, "_deferred", lambda listener: fences.deferred())
     return fences
 
 
@@ -64,6 +66,12 @@ def test_fires(pair: Pair) -> None:
     assert judge.fires(*pair) == [3, 1]
 
 
+def test_fires_waits_for_what_was_put_off(pair: Pair, fences: Fences) -> None:
+    signal(pair[0])
+    fences.deferred = lambda: signal(pair[1])
+    assert judge.fires(*pair) == [1, 1]
+
+
 def test_settled_adds_what_came_later(pair: Pair, fences: Fences) -> None:
     fences.calls = [lambda: signal(pair[1], 2)]
     assert judge.settled(ROOT, pair, [1, 1]) == [1, 3]
@@ -93,10 +101,46 @@ def test_the_fences_own_signal_is_not_held_against_the_kernel(pair: Pair, fences
         judge.stays_silent(ROOT, *pair, after="something")
 
 
+class Memcg:
+    """Signals whoever is registered on it."""
+
+    def __init__(self) -> None:
+        self.listeners: list[Listener] = []
+
+    def oom(self) -> None:
+        for one in self.listeners:
+            signal(one)
+
+
+@pytest.fixture
+def root(monkeypatch: pytest.MonkeyPatch, pair: Pair) -> Memcg:
+    root: Any = Memcg()
+    monkeypatch.setattr(Listener, "on", lambda self, memcg: memcg.listeners.append(self) or self)
+    monkeypatch.setattr(judge, "system_oom", root.oom)
+    monkeypatch.setattr(gate, "require", lambda what: None)
+    for one in pair:
+        one.memcg = root
+    return root  # type: ignore[no-any-return]
+
+
 @pytest.mark.usefixtures("fences")
-def test_alive(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(judge, "system_oom", lambda: signal(pair[0]))
-    judge.alive_on_root(pair[0])
+def test_alive(pair: Pair, root: Memcg) -> None:
+    root.listeners = [*pair]
+    judge.alive_on_root(*pair)
+
+
+@pytest.mark.usefixtures("fences")
+def test_neither_it_nor_a_newcomer_is_alive(
+    pair: Pair, root: Memcg, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(judge, "system_oom", lambda: None)
     signal(pair[1])  # from before: says nothing
-    with pytest.raises(Unproven, match="a system OOM does not signal other"):
+    with pytest.raises(Unproven, match="so is one, other in a system OOM"):
+        judge.alive_on_root(*pair)
+
+
+@pytest.mark.usefixtures("fences")
+def test_only_a_newcomer_is_alive(pair: Pair, root: Memcg) -> None:
+    root.listeners = [pair[0]]
+    with pytest.raises(AssertionError, match=r"^other is no longer signalled"):
         judge.alive_on_root(*pair)
