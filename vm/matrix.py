@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.text import Text
 
-from vm import cache
+from vm import cache, report
 
 if TYPE_CHECKING:
     from vm.mutants import Outcome
@@ -90,13 +90,13 @@ def _why(outcome: Outcome) -> str:
     return f": {'; '.join(told)}" if told else ""
 
 
-def write_json(outcomes: Sequence[Outcome], path: Path) -> None:
-    """Write it as data; docs/MUTANTS.md describes the fields."""
-    data: dict[str, Any] = {"format": 1, "mutants": []}
+def data(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """It as data; docs/MUTANTS.md describes the fields."""
+    found = []
     for outcome in outcomes:
         mutant = outcome.mutant
         rows = outcome.judgement.rows
-        data["mutants"].append(
+        found.append(
             {
                 "number": mutant.number,
                 "name": mutant.name,
@@ -110,16 +110,23 @@ def write_json(outcomes: Sequence[Outcome], path: Path) -> None:
                 "rows": {row.clause.id: [row.state, row.detail] for row in rows},
             }
         )
-    with cache.atomic(path) as scratch:
-        scratch.write_text(json.dumps(data, indent=1) + "\n")
-        scratch.chmod(0o644)
+    return {"format": 1, "mutants": found}
 
 
-def write_svg(outcomes: Sequence[Outcome], path: Path) -> None:
-    """Draw it."""
-    with cache.atomic(path) as scratch:
-        scratch.write_text(svg(outcomes))
-        scratch.chmod(0o644)
+def write(
+    outcomes: Sequence[Outcome], json_to: Path | None, svg_to: Path | None, html_to: Path | None
+) -> None:
+    """Write it into those files that were asked for."""
+    found, picture = data(outcomes), svg(outcomes)
+    for path, text in (
+        (json_to, json.dumps(found, indent=1) + "\n"),
+        (svg_to, picture),
+        (html_to, report.matrix(found, picture)),
+    ):
+        if path is not None:
+            with cache.atomic(path) as scratch:
+                scratch.write_text(text)
+                scratch.chmod(0o644)
 
 
 def svg(outcomes: Sequence[Outcome]) -> str:

@@ -154,6 +154,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write what was found as data")
     parser.add_argument("--svg", type=Path, metavar="FILE", help="draw the matrix")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write all of it to be read")
 
 
 class _Keep:
@@ -205,7 +206,7 @@ def _build(mutant: Mutant, name: str) -> Judgement:
 def main(given: argparse.Namespace) -> int:
     """Run them, print the matrix.
 
-    :param given: ``numbers``, ``series``, ``all_clauses``, ``n``, ``json`` and ``svg``.
+    :param given: ``numbers``, ``series``, ``all_clauses``, ``n``, ``json``, ``svg`` and ``html``.
     :returns: 1 if a mutant survives or a right one is rejected.
     :raises UserError: if there is no such mutant, or none can be run.
     """
@@ -226,10 +227,7 @@ def main(given: argparse.Namespace) -> int:
         else:
             outcomes.append(weigh(mutant, judgements[mutant.kernel(name)]))
     matrix.show(outcomes)
-    if given.json:
-        matrix.write_json(outcomes, given.json)
-    if given.svg:
-        matrix.write_svg(outcomes, given.svg)
+    matrix.write(outcomes, given.json, given.svg, given.html)
     return int(any(outcome.state in BAD for outcome in outcomes))
 
 

@@ -102,11 +102,13 @@ def test_where_a_mistake_can_be_none_nothing_is_run_and_nothing_survives(
     file = tmp_path / "matrix.json"
     parser = argparse.ArgumentParser()
     mutants.arguments(parser)
-    given = ["--series", "5.10", "--json", str(file), "--svg", str(tmp_path / "m.svg"), "31"]
+    given = ["--series", "5.10", "--json", str(file), "--svg", str(tmp_path / "m.svg")]
+    given += ["--html", str(tmp_path / "m.html"), "31"]
     assert mutants.main(parser.parse_args(given)) == 0
     (found,) = json.loads(file.read_text())["mutants"]
     reason = mutants.catalogue()[31].not_on["5.10"]
     assert (found["state"], found["why"], found["rejected_by"]) == ("not applicable", reason, [])
+    assert reason in (tmp_path / "m.html").read_text()
     printed = capsys.readouterr().out
     assert f"not applicable: {reason}" in printed
     assert "1 mutants: 1 not applicable" in printed
