@@ -26,6 +26,10 @@ class Inconclusive(Skipped):
     """The evidence is missing: neither a pass nor a fail."""
 
 
+class Overrun(Inconclusive):
+    """The kernel's log has lost what was not read in time."""
+
+
 class Unproven(Inconclusive):
     """Nothing fired, as it should be, but the eventfd could not be shown to fire at all."""
 
@@ -69,8 +73,8 @@ def kills(lines: list[str]) -> list[Kill]:
 class Kmsg:
     """A reader of the kernel's log from a marker of its own on.
 
-    :raises Inconclusive: from any method, if the log overran the reader: what it missed may be
-        the proof.
+    :raises Overrun: from any method, if the log overran the reader: what it missed may be the
+        proof. Reading goes on with what is left.
     """
 
     def __init__(self) -> None:
@@ -99,7 +103,7 @@ class Kmsg:
                 return self.lines
             except OSError as error:
                 if error.errno == errno.EPIPE:
-                    raise Inconclusive("/dev/kmsg overran the reader: proof may be lost") from None
+                    raise Overrun("/dev/kmsg overran the reader: proof may be lost") from None
                 raise
             prefix, _, text = record.partition(";")
             self.stamps.append(int(prefix.split(",")[2]))

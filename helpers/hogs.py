@@ -11,8 +11,7 @@ import os
 import select
 import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 from helpers import gate
 from helpers.evidence import Inconclusive
@@ -142,21 +141,6 @@ def sleep_forever() -> None:
     """Wait for a signal."""
     while True:
         signal.pause()
-
-
-@contextmanager
-def understudies() -> Iterator[None]:
-    """Others to be killed, should the first victim be long in giving its memory back.
-
-    For tests in which somebody who may not be killed goes on allocating: the kernel panics where it
-    finds nobody (out_of_memory(), mm/oom_kill.c).
-    """
-    others = [Child(sleep_forever, score=score) for score in (500, 400, 300)]
-    try:
-        yield
-    finally:
-        for one in others:
-            one.kill()
 
 
 class Bait(Child):

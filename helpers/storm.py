@@ -10,12 +10,12 @@ import errno
 import itertools
 import os
 import random
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 
 from helpers import gate
 from helpers.evidence import Inconclusive, Kmsg, kills
-from helpers.hogs import SPARED, Child, exhaust, understudies
+from helpers.hogs import SPARED, Child, exhaust
 from helpers.listeners import Listener
 from helpers.memcgs import Memcg
 from helpers.triggers import hog_at_limit, remove
@@ -58,8 +58,6 @@ class Storm:
         self.hit: list[Memcg] = []
         self.hogs: list[Child] = []
         self.idlers: list[Child] = []
-        self.stack = ExitStack()
-        self.stack.enter_context(understudies())
         self.churner = Child(self.churn, score=SPARED)
         self.actions = {
             self.make: 6,
@@ -182,7 +180,6 @@ class Storm:
         """Clean up."""
         for child in [*self.hogs, *self.idlers, self.churner]:
             child.kill()
-        self.stack.close()
         while self.listeners:
             self._close(self.listeners[0])
         for one in sorted(self.memcgs + self.hit, key=lambda one: one.path, reverse=True):

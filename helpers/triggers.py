@@ -9,12 +9,13 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from helpers import gate, hogs
 from helpers.evidence import NOBODY, Inconclusive, Kill, Kmsg, kills
 from helpers.hogs import Bait, Child
-from helpers.memcgs import MIB, Memcg, put
+from helpers.memcgs import MIB, Memcg, put, write
 
 SMALL = 2 * MIB  # a limit that a forked child hits at once
 MUCH = 16 * MIB  # more than that
@@ -230,12 +231,27 @@ def sysrq_nobody() -> None:
     """
     gate.require("sysrq-f")
     kmsg = Kmsg()
+    spared = _spare_all()
     try:
         sysrq_f()
         if not kmsg.wait(lambda lines: any(NOBODY in line for line in lines), 10):
             raise Inconclusive("sysrq-f: the kernel does not say that there was nobody to kill")
     finally:
         kmsg.close()
+        for path, score in spared.items():
+            write(path, score)
+
+
+def _spare_all() -> dict[str, str]:
+    """Have nobody be eligible for a kill; returns what to write where to undo that."""
+    before = {}
+    for entry in os.listdir("/proc"):
+        path = f"/proc/{entry}/oom_score_adj"
+        with suppress(OSError):
+            with open(path, encoding="ascii") as file:
+                before[path] = file.read()
+            write(path, str(hogs.SPARED))
+    return before
 
 
 def blocked_hog(memcg: Memcg, limit: int = SMALL) -> Child:

@@ -12,7 +12,6 @@ import pytest
 
 from helpers import kinds
 from helpers.evidence import Inconclusive
-from helpers.hogs import understudies
 from helpers.judge import fires, settled
 from helpers.listeners import Listener
 from helpers.memcgs import Memcg, put
@@ -41,14 +40,13 @@ KERNEL = {
 @pytest.mark.parametrize("kind", USER)
 def test_user_memory(root: Memcg, listen: Listen, kind: str) -> None:
     listener = listen(root, f"root ({kind})")
-    with understudies():
-        system_oom(allocator=root, body=USER[kind])
+    system_oom(allocator=root, body=USER[kind])
     fires(listener)
 
 
 def test_tmpfs(root: Memcg, listen: Listen) -> None:
     listener = listen(root, "root (tmpfs)")
-    with kinds.tmpfs("size=0") as directory, understudies():
+    with kinds.tmpfs("size=0") as directory:
         system_oom(allocator=root, body=kinds.tmpfs_file(directory))
     fires(listener)
 
@@ -57,16 +55,14 @@ def test_sysv_shared_memory(root: Memcg, listen: Listen) -> None:
     if not kinds.sysv():
         pytest.skip("this kernel has no System V shared memory (CONFIG_SYSVIPC)")
     listener = listen(root, "root (System V shared memory)")
-    with understudies():
-        system_oom(allocator=root, body=kinds.sysv_segments)
+    system_oom(allocator=root, body=kinds.sysv_segments)
     fires(listener)
 
 
 @pytest.mark.parametrize("kind", KERNEL)
 def test_kernel_memory(root: Memcg, listen: Listen, kind: str) -> None:
     listener = listen(root, f"root ({kind})")
-    with understudies():
-        system_oom(allocator=root, body=KERNEL[kind])
+    system_oom(allocator=root, body=KERNEL[kind])
     fires(listener)
 
 
@@ -100,7 +96,7 @@ def test_kswapd_of_mglru(root: Memcg, listen: Listen) -> None:
     with suppress(Unavailable):
         whitebox = Whitebox()
     listener = listen(root, "root (kswapd)")
-    with min_ttl(3600_000), understudies():
+    with min_ttl(3600_000):
         proof = system_oom(allocator=root, body=kinds.slowly)
     if not any(re.match(r"kswapd\d+ invoked oom-killer", line) for line in proof.lines):
         raise Inconclusive("it was not kswapd that invoked the OOM killer")

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 
 from helpers.evidence import Inconclusive
-from helpers.hogs import SPARED, Child, understudies
+from helpers.hogs import SPARED, Child
 from helpers.judge import PATIENCE, alive_on, fires, settled, stays_silent
 from helpers.listeners import Listener
 from helpers.memcgs import Memcg, write
@@ -150,9 +150,8 @@ def test_listeners_come_and_go_during_system_ooms(
     listener = listen(root, "root")
     churners = [Child(churn, root, score=SPARED) for _ in range(2)]
     try:
-        with understudies():
-            for _ in range(6):
-                system_oom(allocator=root)
+        for _ in range(6):
+            system_oom(allocator=root)
         fires(listener)
         ended = [one.status for one in churners if not one.alive()]
         if ended:

@@ -69,19 +69,22 @@ def test_swap_that_is_full(root: Memcg, listen: Listen) -> None:
 
 @pytest.mark.clause("N7")
 def test_swapping_is_no_oom(root: Memcg, listen: Listen) -> None:
+    if vmstat("pswpout") is None:
+        pytest.skip("the kernel does not count what it swaps (CONFIG_VM_EVENT_COUNTERS)")
     listener = listen(root, "root")
     kmsg = Kmsg()
     with swap():
         before = vmstat("pswpout")
-        size = meminfo("MemAvailable") + meminfo("SwapFree") // 4
+        size = meminfo("MemAvailable") + meminfo("SwapFree") * 3 // 4
 
         def body() -> None:
             for _ in range(size // CHUNK):
                 populate(CHUNK)
 
         status = Child(body, root).wait()
-    if status != 0 or kills(kmsg.read()) or vmstat("pswpout") == before:
-        raise Inconclusive(f"the hog did not just swap: its status is {status}")
+    swapped, killed = (vmstat("pswpout") or 0) - (before or 0), kills(kmsg.read())
+    if status != 0 or killed or not swapped:
+        raise Inconclusive(f"not just swapping: status {status}, {killed}, {swapped} pages swapped")
     kmsg.close()
     stays_silent(root, listener, after="swapping")
     alive_on_root(listener)

@@ -18,6 +18,7 @@ import signal
 import sys
 import tarfile
 import time
+from collections.abc import Callable
 from typing import Any
 
 import _pytest.assertion.rewrite
@@ -31,6 +32,7 @@ from oomtest_guest import init
 SUITE = "/suite"
 PAGE = 4096
 MAIL = 256  # pages; more than the suite comes to
+UNDERSTUDIES = 3
 REHEARSAL = "rehearsal.py"
 MUTANT = "/sys/module/oom_kill/parameters/mutant"  # of a kernel of the flavour "mutants"
 # Plugins that do nothing for a test in a guest but cost emulated time around each of its phases.
@@ -57,23 +59,16 @@ def mailbox(tag: bytes) -> mmap.mmap:
     return box
 
 
-def ballast(keep: int) -> None:
-    """Take all of the guest's free memory but ``keep`` MiB, for good.
+def leave_behind(prepare: Callable[[], object]) -> None:
+    """Have a process that sleeps for good once it has done ``prepare``, and keeps what it made.
 
-    What a hog has to fill is most of what a system OOM costs when emulated. The ballast is a
-    process that sleeps, out of the OOM killer's reach, its memory locked.
+    It is PID 1's: the worker has no child that a test might meet.
     """
     done, tell = os.pipe()
     if os.fork() == 0:
         try:
-            if (
-                os.fork() == 0
-            ):  # PID 1's from now on: the worker has no child that a test might meet
-                free = re.search(r"^MemFree: *(\d+) kB", init.read("/proc/meminfo"), re.MULTILINE)
-                size = (int(free[1]) >> 10) - keep if free else 0
-                flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
-                held = mmap.mmap(-1, size << 20, flags=flags) if size > 0 else None
-                init.harden()  # afterwards: what is locked on fault is not populated
+            if os.fork() == 0:
+                held = prepare()
                 os.write(tell, b".")
                 while held is None or held:
                     signal.pause()
@@ -83,6 +78,29 @@ def ballast(keep: int) -> None:
     os.wait()
     os.read(done, 1)
     os.close(done)
+
+
+def understudy() -> None:
+    """Be the last that an OOM kills.
+
+    A kernel that finds nobody to kill panics (out_of_memory(), mm/oom_kill.c), and it may look for
+    somebody right when the victim has gone and its memory has not come back yet.
+    """
+    init.write("/proc/self/oom_score_adj", "-900")
+
+
+def ballast(keep: int) -> object:
+    """Take all of the guest's free memory but ``keep`` MiB.
+
+    What a hog has to fill is most of what a system OOM costs when emulated. The ballast is out of
+    the OOM killer's reach, its memory locked.
+    """
+    free = re.search(r"^MemFree: *(\d+) kB", init.read("/proc/meminfo"), re.MULTILINE)
+    size = (int(free[1]) >> 10) - keep if free else 0
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
+    held = mmap.mmap(-1, size << 20, flags=flags) if size > 0 else None
+    init.harden()  # afterwards: what is locked on fault is not populated
+    return held
 
 
 class Agent:
@@ -115,7 +133,9 @@ class Agent:
                 self.config.hook.pytest_report_to_serializable(config=self.config, report=report)
         gc.collect()
         gc.freeze()
-        ballast(self.free)
+        for _ in range(UNDERSTUDIES):
+            leave_behind(understudy)
+        leave_behind(lambda: ballast(self.free))
         init.say(self.port, "collected", ids=list(items))
         for command in self.asked:
             item = items.get(command["id"])
