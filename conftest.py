@@ -44,7 +44,7 @@ OUTCOMES: tuple[tuple[type[BaseException], str], ...] = (
 GUEST = not Path(__file__).with_name("vm").is_dir()
 pytest_plugins = [] if GUEST else ["vm.plugin"]
 
-SLOWLY = 500  # microseconds
+SLOWLY = 2000  # microseconds
 
 MOUNT = pytest.StashKey[str]()
 CLEANUP = pytest.StashKey[contextlib.ExitStack]()

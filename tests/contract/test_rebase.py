@@ -5,22 +5,28 @@ share, a list that changes meanwhile, memcgs that are merely there.
 
 from __future__ import annotations
 
+import ctypes
+import os
 from collections.abc import Callable
 
 import pytest
 
 from helpers.evidence import Inconclusive
-from helpers.hogs import SPARED, Child
 from helpers.judge import PATIENCE, alive_on, fires, settled, stays_silent
 from helpers.listeners import Listener
 from helpers.memcgs import Memcg, write
 from helpers.preflight import sysctl
 from helpers.triggers import fence, memcg_oom, remove, sysrq_kill, sysrq_nobody, system_oom
+from helpers.waiters import Waiter, poll
 from helpers.whitebox import Whitebox
 
 Make = Callable[..., Memcg]
 Listen = Callable[..., Listener]
-PASSING = 24
+PASSING = 60
+OOMS = 4
+MCL_CURRENT = 1
+
+libc = ctypes.CDLL(None)
 
 
 def by_the_allocating_task(root: Memcg) -> None:
@@ -138,24 +144,35 @@ def test_memcgs_do_not_add_to_the_signals(
 
 @pytest.mark.clause("S1")
 @pytest.mark.system_oom
-def test_listeners_come_and_go_during_system_ooms(
-    root: Memcg, listen: Listen, slowly: None
-) -> None:
-    def churn() -> None:
-        # Many at a time: to register takes memory, of which there is none, to leave does not.
-        while True:
-            for one in [Listener("passing").on(root) for _ in range(PASSING)]:
+def test_listeners_leave_while_others_are_told(root: Memcg, listen: Listen, slowly: None) -> None:
+    """To leave takes no memory. Who leaves is woken by the first signal of the walk, or the last,
+    and comes from the other end of the list, or from behind.
+    """
+    listener = listen(root, "root")
+    for _ in range(OOMS):
+        herald, passing = Listener("herald"), list[Listener]()
+
+        def register(herald: Listener = herald, passing: list[Listener] = passing) -> None:
+            herald.on(root)
+            passing.extend(Listener("passing").on(root) for _ in range(PASSING))
+            herald.on(root)
+            # Once beforehand, so that nothing is left to be faulted in, and all of it kept.
+            rehearsal = Listener("rehearsal")
+            os.eventfd_write(rehearsal.fd, 1)
+            leave(rehearsal.fd, [rehearsal])
+            libc.mlockall(MCL_CURRENT)
+
+        def leave(fd: int, passing: list[Listener] = passing) -> None:
+            poll(fd)
+            for one in passing:
                 one.close()
 
-    listener = listen(root, "root")
-    churners = [Child(churn, root, score=SPARED) for _ in range(2)]
-    try:
-        for _ in range(6):
+        leaver = Waiter(herald, leave, prepare=register)
+        try:
             system_oom(allocator=root)
-        fires(listener)
-        ended = [one.status for one in churners if not one.alive()]
-        if ended:
-            raise Inconclusive(f"whoever came and went has ended: {ended}")
-    finally:
-        for one in churners:
-            one.kill()
+            fires(listener)
+            if not leaver.woken(PATIENCE):
+                raise Inconclusive("nobody has left")
+        finally:
+            leaver.close()
+            herald.close()

@@ -25,6 +25,7 @@ Make = Callable[..., Memcg]
 Listen = Callable[..., Listener]
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
+TRIES = 4
 RESERVE = 8 * MIB  # what a notifier frees: more than any hog takes before it looks again
 
 
@@ -195,13 +196,18 @@ def test_signal_precedes_the_kill(root: Memcg, listen: Listen) -> None:
 def test_allocation_in_the_kernel(
     root: Memcg, memcg: Make, listen: Listen, whitebox: Whitebox, gfp: str, context: str, order: int
 ) -> None:
-    listener = listen(root, "root")
-    system_oom(
-        allocator=root,
-        victim=memcg(),
-        body=lambda: whitebox.alloc(gfp, order=order, context=context),
-    )
-    fires(listener)
+    listener, victim = listen(root, "root"), memcg()
+    for _ in range(TRIES):
+        listener.count()
+        before = whitebox.counts().calls
+        system_oom(
+            allocator=root,
+            victim=victim,
+            body=lambda: whitebox.alloc(gfp, order=order, context=context),
+        )
+        fires(listener)
+        if whitebox.counts().calls == before + 1:
+            break  # nobody else was out of memory, whom the signal may have been for
 
 
 @pytest.mark.clause("P12")
