@@ -32,7 +32,7 @@ class Variant:
 
     :ivar absent: the object files that it then does not have.
     :ivar also: what it has besides :data:`OBJECTS` and must be compiled as well.
-    :ivar same: what must need of memcontrol.o all that it needs in the whole kernel.
+    :ivar same: what must need of :data:`MEMCG` all that it needs in the whole kernel.
     """
 
     name: str
@@ -43,8 +43,9 @@ class Variant:
     same: tuple[str, ...] = ()
 
 
+MEMCG = ("mm/memcontrol.o", "mm/memcontrol-v1.o")  # the latter since 6.11
 VARIANTS = (
-    Variant("without memcg", "no-memcg.config", ("mm/memcontrol.o", "mm/memcontrol-v1.o")),
+    Variant("without memcg", "no-memcg.config", MEMCG),
     Variant(
         "without memcg v1",
         "no-memcg-v1.config",
@@ -106,7 +107,7 @@ def complaint(source: Source, tree: Tree, whole: Path, variant: Variant, header:
             return f"{other}: multiple definition of {min(twice)}, which {one} has, too"
     for name in variant.same:
         lost = _symbols(whole, name, "-u") - _symbols(objects, name, "-u")
-        lost &= _symbols(whole, "mm/memcontrol.o", "--defined-only")
+        lost &= set().union(*(_symbols(whole, memcg, "--defined-only") for memcg in MEMCG))
         if lost:
             return f"{name}: no longer refers to {min(lost)}, which is there"
     return ""

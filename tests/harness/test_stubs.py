@@ -75,18 +75,21 @@ def test_what_two_files_define(
     assert bool(complain(built)) == bool(told)
 
 
-@pytest.mark.parametrize(("calls", "told"), [("", "no longer refers to notify"), ("notify();", "")])
+@pytest.mark.parametrize("name", ["notify", "notify_v1"])
+@pytest.mark.parametrize("calls", [False, True])
 def test_what_a_file_no_longer_refers_to(
-    built: Path, monkeypatch: pytest.MonkeyPatch, calls: str, told: str
+    built: Path, monkeypatch: pytest.MonkeyPatch, name: str, calls: bool
 ) -> None:
     monkeypatch.setattr(run, "watch", quiet)
-    compiled(built / "whole/mm/oom_kill.o", "void notify(void); void oom(void) { notify(); }")
-    oom_kill(built, f"void notify(void); void oom(void) {{ {calls} }}")
+    compiled(built / "whole/mm/memcontrol-v1.o", "void notify_v1(void) {}")
+    code = f"void {name}(void); void oom(void) {{ %s }}"
+    compiled(built / "whole/mm/oom_kill.o", code % f"{name}();")
+    oom_kill(built, code % (f"{name}();" if calls else ""))
     alike = Variant("alike", "no-memcg.config", (), same=("mm/oom_kill.o",))
     given = source.Source("key", built)
     complaint = stubs.complaint(given, source.Tree(given), built / "whole", alike)
-    assert told in complaint
-    assert bool(complaint) == bool(told)
+    told = "" if calls else f"mm/oom_kill.o: no longer refers to {name}, which is there"
+    assert complaint == told
 
 
 def test_what_the_compiler_says(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
