@@ -83,7 +83,8 @@ class Judgement:
 
     :ivar verdict: a key of :data:`EXIT_CODES`.
     :ivar why: what follows it in the one line.
-    :ivar named: the clauses that are broken, or that want an answer.
+    :ivar named: the clauses that are broken, that with the largest share of broken tests first, or
+        that want an answer.
     """
 
     verdict: str
@@ -154,6 +155,11 @@ def _ids(rows: Iterable[Row]) -> tuple[str, ...]:
     return tuple(row.clause.id for row in rows)
 
 
+def _harm(row: Row) -> tuple[float, bool]:
+    """Sorts the worst first: one mistake also breaks tests of clauses that it is not about."""
+    return row.passed / row.total, not row.clause.core
+
+
 def _decide(rows: Sequence[Row]) -> tuple[str, str, tuple[str, ...]]:
     binding = [row for row in rows if row.clause.level != "as-written"]
     broken = [row for row in binding if row.state == "broken"]
@@ -161,7 +167,7 @@ def _decide(rows: Sequence[Row]) -> tuple[str, str, tuple[str, ...]]:
     heard = [row for row in binding if row.clause.id.startswith("P") and row.passed]
     missing = [row for row in rows if row.clause.core and row.state in {"no answer", "not asked"}]
     if broken or (silent and heard):
-        wrong = [row for row in binding if row.state in {"broken", "silent"}]
+        wrong = sorted((row for row in binding if row.state in {"broken", "silent"}), key=_harm)
         first = f"{', '.join(_ids(wrong))} ({wrong[0].clause.id}: {wrong[0].detail})"
         return VIOLATES, first, _ids(wrong)
     if silent:

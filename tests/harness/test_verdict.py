@@ -64,7 +64,7 @@ def verdict(states: dict[str, str]) -> Judgement:
         (STOCK | {"N2": "", "N3": ""}, "not patched"),
         (STOCK | {"K3": "unproven"}, "not patched"),
         # Everything else must hold where nothing was signalled, too.
-        (STOCK | {"K1": "failed"}, "violates: P1, P2, P3, K1"),
+        (STOCK | {"K1": "failed"}, "violates: P1, P2, K1, P3 "),
         (STOCK | {"K1": "inconclusive"}, "inconclusive: K1: "),
         (STOCK | {"I1": ""}, "inconclusive: I1: "),
         (STOCK | {"P2": "inconclusive"}, "inconclusive: P2: "),
@@ -73,6 +73,10 @@ def verdict(states: dict[str, str]) -> Judgement:
         (GOOD | {"P2": "silent"}, "violates: P2 (P2: P2 silent)"),
         (GOOD | {"P1": "silent passed"}, "violates: P1 "),
         (STOCK | {"P3": "silent passed"}, "violates: P1, P2, P3 "),
+        # The clause that is broken most comes first, a core one before others.
+        (GOOD | {"P3": "failed passed", "K3": "failed"}, "violates: K3, P3 (K3: K3 failed)"),
+        (GOOD | {"P3": "failed", "N2": "failed passed failed"}, "violates: P3, N2 (P3: "),
+        (GOOD | {"P3": "failed", "N2": "failed"}, "violates: N2, P3 (N2: "),
         (GOOD | {"P1": "silent failed"}, "violates: P1 (P1: P1 failed)"),
         (GOOD | {"N2": "failed"}, "violates: N2 (N2: N2 failed)"),
         (GOOD | {"N2": "passed passed failed"}, "violates: N2 "),
