@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 HELP = """\
 Exit codes: 0 conforms, 1 violates or not patched, 125 inconclusive, 2 wrong usage, 130 interrupted.
 Further arguments are pytest's: -k P1, -x, --junitxml FILE, --durations 10, -v, a test's id ...
+A -k that is a clause's name stands for the tests of that clause, as --clause does.
 """
 
 

@@ -67,6 +67,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if config.option.keyword in verdict.clauses():  # which pytest would find in P10 as well as P1
+        config.option.clause = [*(config.option.clause or []), config.option.keyword]
+        config.option.keyword = ""
     if not hasattr(config, "workerinput"):
         config.pluginmanager.register(results.Results(config), results.NAME)
     if config.getoption("--kernel"):

@@ -12,7 +12,7 @@ import pytest
 from _pytest.mark.structures import get_unpacked_marks
 
 from tests.harness import reach
-from tests.harness.conftest import ROOT
+from tests.harness.conftest import ROOT, Pytest
 
 TESTS = sorted((ROOT / "tests" / "contract").glob("test_*.py")) + sorted(
     (ROOT / "tests" / "samples").glob("[a-z]*.py")
@@ -63,3 +63,12 @@ def test_the_dangerous_tests_are_recognised() -> None:
 
 def test_marks_of_the_module_count() -> None:
     assert "system_oom" in marks(importlib.import_module("tests.contract.test_silence"))
+
+
+@pytest.mark.parametrize(("asked", "others"), [("-k=P1", False), ("-k=P1 or P2", True)])
+def test_a_keyword_that_is_a_clause_is_no_part_of_another(
+    run_pytest: Pytest, asked: str, others: bool
+) -> None:
+    listed = run_pytest("--collect-only", "-q", asked, "tests/contract").stdout
+    assert "::test_system_oom_signals_root" in listed
+    assert ("test_allocations.py" in listed) is others  # P10's
