@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 
 from helpers import gate
 from helpers.hogs import CHUNK, populate, sleep_forever
-from helpers.memcgs import MIB, put
+from helpers.memcgs import MIB, Memcg, put
 
 libc = ctypes.CDLL(None, use_errno=True)
 libc.shmat.restype = ctypes.c_void_p
@@ -32,6 +32,8 @@ PR_SET_PDEATHSIG = 1
 SO_SNDBUFFORCE = 32
 F_SETPIPE_SZ = 1031
 PMD = 2 * MIB  # what one table of page table entries maps (x86-64, arm64 with pages of 4 KiB)
+
+LEFT = 3 * MIB  # beyond what the kernel keeps for itself; for what is said to fill the rest
 
 _held: list[object] = []
 
@@ -168,6 +170,50 @@ def processes() -> None:
                 child()
             finally:
                 os._exit(0)
+
+
+def _fill() -> None:
+    """Take what is free but for a little, so that what is asked for next is what runs out."""
+    with open("/proc/sys/vm/min_free_kbytes", encoding="ascii") as file:
+        least = (int(file.read()) << 10) + LEFT
+    for _ in forever():
+        with open("/proc/meminfo", encoding="ascii") as file:
+            free = next(int(line.split()[1]) << 10 for line in file if line.startswith("MemFree:"))
+        if free <= least:
+            return
+        populate(free - least)
+
+
+def mappings() -> None:
+    """Mappings split in two, again and again: what describes them is allocated with the
+    ``mmap_lock`` of its process held for writing.
+
+    It stops short of ``vm.max_map_count``: once somebody else has died, there is nothing to do.
+    """
+    _fill()
+    size = 1 << 16
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    area = mmap.mmap(-1, size * mmap.PAGESIZE, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(area))
+    page = ctypes.c_size_t(mmap.PAGESIZE)
+    for at in range(0, size, 2):
+        if libc.mprotect(ctypes.c_void_p(start + at * mmap.PAGESIZE), page, mmap.PROT_READ):
+            break
+    sleep_forever()
+
+
+def memcgs(above: Memcg) -> Callable[[], None]:
+    """Memcgs, which are made with ``cgroup_mutex`` held.
+
+    :param above: where; they are left behind.
+    """
+
+    def make() -> None:
+        _fill()
+        for number in forever():
+            os.mkdir(f"{above.path}/{number}")
+
+    return make
 
 
 def slowly() -> None:

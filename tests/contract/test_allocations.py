@@ -72,6 +72,32 @@ def test_many_processes(root: Memcg, listen: Listen) -> None:
     fires(listener)
 
 
+def under_a_lock(root: Memcg, listen: Listen, name: str, body: Callable[[], None]) -> None:
+    """Whoever asks for memory may hold a lock meanwhile: telling the listeners must not want it.
+
+    :param name: of the function that holds it.
+    :param body: has it called, not to be the victim.
+    """
+    listener = listen(root, f"root ({name}())")
+    proof = system_oom(allocator=root, victim=root, body=body)
+    if not any(re.match(rf" \??\s*{name}\+0x", line) for line in proof.lines):
+        raise Inconclusive(f"it was not {name}() that ran out of memory")
+    fires(listener)
+
+
+def test_with_the_mmap_lock_held(root: Memcg, listen: Listen) -> None:
+    under_a_lock(root, listen, "mprotect_fixup", kinds.mappings)
+
+
+def test_with_cgroup_mutex_held(root: Memcg, memcg: Callable[..., Memcg], listen: Listen) -> None:
+    above = memcg()
+    try:
+        under_a_lock(root, listen, "cgroup_mkdir", kinds.memcgs(above))
+    finally:
+        for name in filter(str.isdigit, os.listdir(above.path)):
+            os.rmdir(f"{above.path}/{name}")
+
+
 @contextmanager
 def min_ttl(milliseconds: int) -> Iterator[None]:
     """MGLRU that had rather kill than evict what was used a moment ago (6.1, mm/vmscan.c)."""
