@@ -102,13 +102,15 @@ def test_the_fences_own_signal_is_not_held_against_the_kernel(pair: Pair, fences
 
 
 class Memcg:
-    """Signals whoever is registered on it."""
+    """Signals whoever is registered on it; the newest alone, if it is that wrong."""
 
     def __init__(self) -> None:
         self.listeners: list[Listener] = []
+        self.newest_only = False
 
     def oom(self) -> None:
-        for one in self.listeners:
+        open_ones = [one for one in self.listeners if one.fd >= 0]
+        for one in open_ones[-1:] if self.newest_only else open_ones:
             signal(one)
 
 
@@ -141,6 +143,23 @@ def test_neither_it_nor_a_newcomer_is_alive(
 
 @pytest.mark.usefixtures("fences")
 def test_only_a_newcomer_is_alive(pair: Pair, root: Memcg) -> None:
+    with pytest.raises(AssertionError, match=r"^one, other is no longer signalled"):
+        judge.alive_on_root(*pair)
+
+
+@pytest.mark.usefixtures("fences")
+def test_one_of_two_is_alive(pair: Pair, root: Memcg) -> None:
     root.listeners = [pair[0]]
-    with pytest.raises(AssertionError, match=r"^other is no longer signalled"):
+    with pytest.raises(Unproven, match="so is other in a system OOM"):
+        judge.alive_on_root(*pair)
+
+
+@pytest.mark.usefixtures("fences")
+def test_a_newcomer_was_in_the_way(pair: Pair, root: Memcg) -> None:
+    """Where only the newest listener is signalled, that is not what silence is to blame for."""
+    root.newest_only = True
+    root.listeners = [pair[0]]
+    judge.alive_on_root(pair[0])
+    root.listeners = [*pair]
+    with pytest.raises(Unproven, match="so is one in a system OOM"):
         judge.alive_on_root(*pair)
