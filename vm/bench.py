@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -69,13 +71,20 @@ class _Bench:
         self.suite = suite.pack(ROOT, [ROOT / "tests" / "contract"], limit)
         self.dispatcher = dispatch.Dispatcher()
 
-    def prepare(self) -> snapshot.Snapshot:
+    def prepare(self, tests: suite.Suite | None = None) -> snapshot.Snapshot:
         made: snapshot.Snapshot = self.dispatcher.wait(
             snapshot.prepare(
-                self.kernel, PROFILES["default"], self.accel, self.suite, lambda line: None
+                self.kernel, PROFILES["default"], self.accel, tests or self.suite, lambda line: None
             )
         )
         return made
+
+    def changed(self) -> None:
+        """Have a session with one test file that it has not seen before."""
+        name = TRIVIAL.partition("::")[0]
+        files = dict(self.suite.files)
+        files[name] += f"# {uuid.uuid4()}\n".encode()
+        self.prepare(dataclasses.replace(self.suite, files=tuple(sorted(files.items()))))
 
     def cold(self) -> None:
         with _empty_cache():
@@ -130,6 +139,7 @@ def main(given: argparse.Namespace) -> int:
         restored = [bench.restore(warm) for _ in range(RUNS)]
         rows = [
             ("image to first waiting session, cold", cold, "s"),
+            ("a changed test file to a waiting session", _times(RUNS, bench.changed), "s"),
             ("restore until the guest answers", [seconds for seconds, _ in restored], "s"),
             (
                 "a trivial test in a fresh VM, all in",

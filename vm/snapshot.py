@@ -2,8 +2,9 @@
 """Boot once, then restore: machines that wait with the suite collected, from a cached snapshot.
 
 Two layers. *base* waits with pytest imported and no suite; *suite* has collected it as well. A
-kernel is booted only where its base is missing; a changed test costs a restore of the base and a
-new suite layer.
+kernel is booted only where its base is missing; a changed suite costs a restore of the base and a
+new suite layer. Where nothing but some of the contract's tests have changed, that layer is made of
+the last one, in which those are collected anew.
 
 The guest's memory lies in a file. The machine that becomes a snapshot writes to it (``share=on``),
 and QEMU leaves shared memory out of the migration stream (``x-ignore-shared``), so that saving
@@ -236,18 +237,46 @@ async def prepare(
     with cache.locked(f"snapshot-{key}"):
         if not (target / "state").exists():
             with _scratch(base) as scratch:
-                await _make(
-                    kernel,
-                    profile,
-                    Snapshot(base, spec),
-                    Snapshot(target, spec),
-                    suite,
-                    scratch,
-                    say,
-                )
+                layers = Snapshot(base, spec), Snapshot(target, spec)
+                if not await _amend(*layers, suite, scratch / "memory"):
+                    await _make(kernel, profile, *layers, suite, scratch, say)
             _prune(target.parent)
     os.utime(target)
     return Snapshot(target, spec)
+
+
+def _last(base: Snapshot, suite: Suite) -> tuple[Snapshot, list[str]] | None:
+    """The youngest suite layer that differs in some tests alone, and in which; none was amended."""
+    near = base.directory.name.removesuffix("base")
+    layers = base.directory.parent.glob(f"{near}*")
+    for layer in sorted(layers, key=lambda path: path.stat().st_mtime, reverse=True):
+        digests = Snapshot(layer, base.spec).facts().get("suite", {})
+        names = suite.changed(digests)
+        if names:
+            return Snapshot(layer, base.spec), names
+    return None
+
+
+async def _amend(base: Snapshot, target: Snapshot, suite: Suite, memory: Path) -> bool:
+    """Make a suite layer of the last one, where that can be done."""
+    last = _last(base, suite)
+    if last is None:
+        return False
+    layer, names = last
+    _copy_sparse(layer.directory / "memory", memory)
+    _reserve(memory)
+    machine = None
+    try:
+        machine = await layer.restore(memory)
+        await machine.send(**suite.amendment(names))
+        await _await(machine, "collected", boot_limit(base.spec.accel))
+        await _save(machine, memory, target.directory, base.facts())
+    except (LostVM, TimeoutError):
+        return False
+    finally:
+        if machine is not None:
+            await machine.kill()
+    return True
 
 
 async def _make(
@@ -279,7 +308,7 @@ async def _make(
         await _await(machine, "collected", boot_limit(base.spec.accel))
         if profile.balloon:
             await machine.inflate(profile.balloon, 5 * scale(base.spec.accel))
-        await _save(machine, memory, target.directory, facts)
+        await _save(machine, memory, target.directory, {**facts, "suite": suite.digests})
     except (LostVM, TimeoutError) as error:
         reason = f"{kernel.name}: the suite cannot be collected in the guest: {error}"
         raise UserError(reason, INCONCLUSIVE) from error

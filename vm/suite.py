@@ -8,9 +8,11 @@ import hashlib
 import importlib.util
 import io
 import marshal
+import re
 import sys
 import tarfile
 import zlib
+from base64 import b64encode
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -25,6 +27,7 @@ from vm.errors import UserError
 REHEARSAL = "tests/rehearsal.py"
 SHIPPED = ("conftest.py", "helpers", "tests/contract", REHEARSAL)
 REWRITTEN = ("conftest.py", "rehearsal.py")  # beside test_*.py: those whose asserts explain
+TESTS = re.compile(r"tests/contract/test_\w+\.py")
 SKIPPED_DIRS = frozenset({"__pycache__", "kmod"})
 
 
@@ -62,6 +65,28 @@ class Suite:
     def command(self) -> dict[str, Any]:
         """The line that tells the guest's worker of the payload that it was given."""
         return {"size": len(self.payload), "args": list(self.args)}
+
+    @cached_property
+    def digests(self) -> dict[str, str]:
+        """What tells one suite's files from another's, by name."""
+        return {name: hashlib.sha256(data).hexdigest()[:20] for name, data in self.files}
+
+    def changed(self, digests: Mapping[str, str]) -> list[str] | None:
+        """Which tests are others than those of another suite.
+
+        :param digests: the other one's.
+        :returns: their files' names; None if the two differ in more than the contract's tests.
+        """
+        if digests.keys() != self.digests.keys():
+            return None
+        names = [name for name, digest in self.digests.items() if digest != digests[name]]
+        return names if all(TESTS.fullmatch(name) for name in names) else None
+
+    def amendment(self, names: Iterable[str]) -> dict[str, Any]:
+        """The line that has a guest which has collected another suite take these tests anew."""
+        files = tuple((name, data) for name, data in self.files if name in set(names))
+        packed = Suite(files, ()).payload
+        return {"amend": [name for name, _ in files], "packed": b64encode(packed).decode()}
 
 
 def _compiled(name: str, source: bytes) -> tuple[str, bytes]:

@@ -3,12 +3,14 @@
 
 It stands still twice, each time at a blocking read and each time so that the host can take a
 snapshot: once with pytest imported and no suite yet, once with the suite collected. A changed test
-thus costs no boot.
+thus costs no boot. Standing there it can be sent test files that have changed, too.
 """
 
 from __future__ import annotations
 
+import base64
 import gc
+import importlib
 import io
 import json
 import mmap
@@ -19,6 +21,7 @@ import sys
 import tarfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import _pytest.assertion.rewrite
@@ -57,6 +60,12 @@ def mailbox(tag: bytes) -> mmap.mmap:
     for number in range(MAIL):
         box[number * PAGE : number * PAGE + len(tag) + 4] = tag + number.to_bytes(4, "little")
     return box
+
+
+def unpack(archive: bytes) -> None:
+    """Lay the suite, or a part of it, where it is collected."""
+    with tarfile.open(fileobj=io.BytesIO(archive), mode="r:gz") as tar:
+        tar.extractall(SUITE)  # noqa: S202  the archive is the host's own
 
 
 def leave_behind(prepare: Callable[[], object]) -> None:
@@ -138,6 +147,12 @@ class Agent:
         leave_behind(lambda: ballast(self.free))
         init.say(self.port, "collected", ids=list(items))
         for command in self.asked:
+            if "amend" in command:
+                items = self.amend(session, items, command)
+                gc.collect()
+                gc.freeze()
+                init.say(self.port, "collected", ids=list(items))
+                continue
             item = items.get(command["id"])
             if item is None:
                 init.say(self.port, "unknown", id=command["id"])
@@ -150,6 +165,30 @@ class Agent:
             item.config.hook.pytest_runtest_protocol(item=item, nextitem=None)
             init.say(self.port, "finished", id=item.nodeid)
         return True
+
+    def amend(
+        self, session: pytest.Session, items: dict[str, pytest.Item], command: dict[str, Any]
+    ) -> dict[str, pytest.Item]:
+        """Take some test files anew, which have changed since all were collected.
+
+        :returns: the items, with those of these files in place of the old ones.
+        """
+        unpack(base64.b64decode(command["packed"]))
+        importlib.invalidate_caches()
+        for name in command["amend"]:
+            path = Path(SUITE, name)
+            old = [item for item in items.values() if item.path == path]
+            module = old[0].getparent(pytest.Module)
+            assert module is not None
+            assert module.parent is not None
+            del sys.modules[module.obj.__name__]
+            new = list(session.genitems(pytest.Module.from_parent(module.parent, path=path)))
+            self.config.hook.pytest_collection_modifyitems(
+                session=session, config=self.config, items=new
+            )
+            items = {id: item for id, item in items.items() if item not in old}
+            items |= {item.nodeid: item for item in new}
+        return items
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         data = self.config.hook.pytest_report_to_serializable(config=self.config, report=report)
@@ -170,10 +209,8 @@ def serve(port: int, pipe: int) -> None:
     box = mailbox(tag)
     init.say(port, "ready", clock=time.monotonic(), tag=tag.hex(), pages=MAIL)
     command = next(asked)
-    archive = io.BytesIO(box[: command["size"]])
+    unpack(box[: command["size"]])
     box.close()
-    with tarfile.open(fileobj=archive, mode="r:gz") as tar:
-        tar.extractall(SUITE)  # noqa: S202  the archive is the host's own
     os.chdir(SUITE)
     sys.path.insert(0, SUITE)
     sys.dont_write_bytecode = True
