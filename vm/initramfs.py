@@ -21,6 +21,7 @@ import sys
 import sysconfig
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from vm import cache
@@ -56,6 +57,13 @@ PACKAGES = (
 )
 # pytest highlights Python and diffs; pygments' hundreds of other lexers stay behind.
 LEXERS = frozenset({"__init__.py", "_mapping.py", "python.py", "diff.py"})
+INIT = """\
+#!{python} -IS
+import sys
+sys.path[:0] = ["/site"]
+from oomtest_guest.init import main
+main()
+"""
 NODES = {
     "console": (0o600, 5, 1),
     "null": (0o666, 1, 3),
@@ -127,9 +135,10 @@ def interpreter() -> Path:
     return Path(sys._base_executable).resolve()  # type: ignore[attr-defined]
 
 
-def _libraries(binary: Path) -> Iterator[Path]:
-    """The shared libraries of a binary, as the dynamic linker of this host finds them."""
-    listing = subprocess.run(["ldd", str(binary)], capture_output=True, text=True, check=False)
+def _libraries(*binaries: Path) -> Iterator[Path]:
+    """The shared libraries of binaries, as the dynamic linker of this host finds them."""
+    command = ["ldd", *map(str, binaries)]
+    listing = subprocess.run(command, capture_output=True, text=True, check=False)
     for match in re.finditer(r"(?:=> )?(/\S+) \(0x", listing.stdout):
         yield Path(match[1])
 
@@ -189,10 +198,12 @@ def build() -> bytes:
     binaries = [python]
     extensions = STDLIB / "lib-dynload"
     binaries += sorted(p for p in extensions.glob("*.so") if not UNUSED_SO.match(p.name))
-    for binary in binaries:
-        for part in [binary, *_libraries(binary)]:
-            if str(part).lstrip("/") not in archive.known:
-                archive.file(str(part), _stripped(part.resolve()), 0o755)
+    parts = dict.fromkeys([*binaries, *_libraries(*binaries)])
+    # Each strip is a process of its own to wait for.
+    with ThreadPoolExecutor() as pool:
+        stripped = pool.map(lambda part: _stripped(part.resolve()), parts)
+        for part, data in zip(parts, stripped, strict=True):
+            archive.file(str(part), data, 0o755)
     for source in _modules(STDLIB):
         archive.file(str(source) + "c", _bytecode(source))
     for package in PACKAGES:
@@ -205,10 +216,9 @@ def build() -> bytes:
         version = importlib.metadata.version(name)
         text = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
         archive.file(f"site/{name}-{version}.dist-info/METADATA", text.encode())
-    init = (HERE / "guest" / "init.py").read_text()
-    archive.file("init", f"#!{python} -IS\n{init}".encode(), 0o755)
+    archive.file("init", INIT.format(python=python).encode(), 0o755)
     for source in sorted((HERE / "guest").glob("*.py")):
-        archive.file(f"site/oomtest_guest/{source.name}", source.read_bytes())
+        archive.file(f"site/oomtest_guest/{source.name}c", _bytecode(source))
     return archive.finish()
 
 

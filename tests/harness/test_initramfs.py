@@ -80,7 +80,7 @@ def test_what_the_guest_needs(built: dict[str, Entry]) -> None:
     for name in (
         *("init", python, f"{lib}/os.pyc", f"{lib}/asyncio/__init__.pyc"),
         *("site/pytest/__init__.pyc", "site/_pytest/main.pyc", "site/pytest_timeout.pyc"),
-        *("site/cgroupspy/nodes.pyc", "site/oomtest_guest/agent.py"),
+        *("site/cgroupspy/nodes.pyc", "site/oomtest_guest/agent.pyc"),
         *("dev/console", "dev/kmsg", "dev/ttyS1", "proc", "sys", "suite", "tmp"),
     ):
         assert name in built

@@ -16,14 +16,12 @@ import json
 import os
 import select
 import signal
-import sys
 import termios
 import time
 from typing import Any
 
 CGROUP = "/sys/fs/cgroup/memory"
 PORT = "/dev/ttyS1"
-SITE = "/site"
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -120,7 +118,6 @@ def worker(port: int, commands: int) -> None:
     status = 1
     try:
         os.setsid()
-        sys.path[:0] = [SITE]
         from oomtest_guest import agent  # noqa: PLC0415  only after the fork, PID 1 stays small
 
         agent.serve(port, commands)
@@ -218,7 +215,3 @@ def main() -> None:
     os.close(commands)
     write("/proc/self/oom_score_adj", "-1000")
     serve(port, child, to_worker)
-
-
-if __name__ == "__main__":
-    main()
