@@ -164,7 +164,7 @@ def _decide(rows: Sequence[Row]) -> tuple[str, str, tuple[str, ...]]:
     binding = [row for row in rows if row.clause.level != "as-written"]
     broken = [row for row in binding if row.state == "broken"]
     silent = [row for row in binding if row.state == "silent"]
-    heard = [row for row in binding if row.clause.id.startswith("P") and row.passed]
+    heard = [row for row in rows if row.clause.id.startswith("P") and row.passed]
     missing = [row for row in rows if row.clause.core and row.state in {"no answer", "not asked"}]
     if broken or (silent and heard):
         wrong = sorted((row for row in binding if row.state in {"broken", "silent"}), key=_harm)

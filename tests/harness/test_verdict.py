@@ -73,6 +73,7 @@ def verdict(states: dict[str, str]) -> Judgement:
         (GOOD | {"P2": "silent"}, "violates: P2 (P2: P2 silent)"),
         (GOOD | {"P1": "silent passed"}, "violates: P1 "),
         (STOCK | {"P3": "silent passed"}, "violates: P1, P2, P3 "),
+        (STOCK | {"P6": "passed"}, "violates: P1, P2, P3 "),
         # The clause that is broken most comes first, a core one before others.
         (GOOD | {"P3": "failed passed", "K3": "failed"}, "violates: K3, P3 (K3: K3 failed)"),
         (GOOD | {"P3": "failed", "N2": "failed passed failed"}, "violates: P3, N2 (P3: "),
