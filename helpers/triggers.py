@@ -57,7 +57,7 @@ def system_oom(
     allocator: Memcg | None = None,
     victim: Memcg | None = None,
     body: Callable[[], None] | None = None,
-    score: int = hogs.VICTIM,
+    score: int | None = None,
 ) -> Proof:
     """Exhaust the system's memory until the kernel kills a child of ours.
 
@@ -65,7 +65,8 @@ def system_oom(
     :param victim: where somebody else lives who is to be killed instead of the hog; the hog
         itself is the victim if None.
     :param body: what the hog does, instead of populating anonymous memory.
-    :param score: the hog's ``oom_score_adj``, where it is the victim; must make it be chosen.
+    :param score: the hog's ``oom_score_adj``; must make it be chosen where it is the victim, and
+        somebody else where it is not.
     :raises Forbidden: unless system OOMs are allowed.
     :raises Inconclusive: if none can be proven.
     """
@@ -73,10 +74,10 @@ def system_oom(
     kmsg = Kmsg()
     try:
         if victim is None:
-            hog = Child(body or hogs.exhaust, allocator, score)
+            hog = Child(body or hogs.exhaust, allocator, hogs.VICTIM if score is None else score)
             return _prove(hog, kmsg, memcg=False, what="system OOM")
         bait = Bait(victim)
-        hog = Child(body or (lambda: hogs.exhaust(bait.tether)), allocator, score=0)
+        hog = Child(body or (lambda: hogs.exhaust(bait.tether)), allocator, score or 0)
         try:
             return _prove(bait, kmsg, memcg=False, what="system OOM")
         finally:
@@ -235,7 +236,7 @@ def sysrq_nobody() -> None:
     """
     gate.require("sysrq-f")
     kmsg = Kmsg()
-    spared = _spare_all()
+    spared = spare_all()
     try:
         sysrq_f()
         if not kmsg.wait(lambda lines: any(NOBODY in line for line in lines), 10):
@@ -246,8 +247,12 @@ def sysrq_nobody() -> None:
             write(path, score)
 
 
-def _spare_all() -> dict[str, str]:
-    """Have nobody be eligible for a kill; returns what to write where to undo that."""
+def spare_all() -> dict[str, str]:
+    """Have nobody be eligible for a kill; returns what to write where to undo that.
+
+    :raises Forbidden: unless system OOMs are allowed.
+    """
+    gate.require("sparing everybody")
     before = {}
     for entry in os.listdir("/proc"):
         path = f"/proc/{entry}/oom_score_adj"

@@ -75,6 +75,9 @@ DIFFERENCES = {
     "oom_kill in memory.oom_control": Difference(
         "since 4.14", lambda root: root.oom_control().oom_kill is not None
     ),
+    "a killer that can be disabled at any depth": Difference(
+        "since 3.16", lambda root: release() >= (3, 16)
+    ),
     "registration of eventfds": Difference("all but PREEMPT_RT, since 5.18", _registers),
     "MGLRU": Difference(
         "since 6.1, CONFIG_LRU_GEN", lambda root: os.path.exists(f"{LRU_GEN}/min_ttl_ms")

@@ -60,14 +60,15 @@ def test_system_oom_still_kills_after_an_attempt(root: Memcg) -> None:
 def test_root_takes_an_eventfd_and_a_descriptor_open_for_reading(root: Memcg) -> None:
     need("registration of eventfds", root)
     listener = Listener("root")
-    control = os.open(root.file("memory.oom_control"), os.O_RDONLY)
-    try:
-        for arguments in ("", "anything"):
-            got = register(root, listener.fd, control, arguments)
-            assert not got, f"registering on root is refused: {name(got)}"
-    finally:
-        os.close(control)
-        listener.close()
+    for mode in (os.O_RDONLY, os.O_RDWR):
+        control = os.open(root.file("memory.oom_control"), mode)
+        try:
+            for arguments in ("", "anything"):
+                got = register(root, listener.fd, control, arguments)
+                assert not got, f"registering on root is refused: {name(got)}"
+        finally:
+            os.close(control)
+    listener.close()
 
 
 @pytest.mark.clause("I2")
@@ -114,9 +115,11 @@ def refused(root: Memcg, other: Memcg, eventfd: int, case: str) -> int:
         "no eventfd": f"{null} {control}",
         "a file without events": f"{eventfd} {limit}",
         "another memcg's file": f"{eventfd} {foreign}",
+        "root's file by another memcg": f"{eventfd} {control}",
     }[case]
+    through = other if case == "root's file by another memcg" else root
     try:
-        return write(root.file("cgroup.event_control"), line)
+        return write(through.file("cgroup.event_control"), line)
     finally:
         for fd in (control, foreign, limit, null):
             os.close(fd)
@@ -132,6 +135,7 @@ REFUSALS = {
     "no eventfd": errno.EINVAL,
     "a file without events": errno.EINVAL,
     "another memcg's file": errno.EINVAL,
+    "root's file by another memcg": errno.EINVAL,
 }
 
 

@@ -14,7 +14,7 @@ from functools import partial
 import pytest
 
 from helpers import kinds
-from helpers.evidence import Inconclusive
+from helpers.evidence import Inconclusive, Kmsg, kills
 from helpers.hogs import Child
 from helpers.judge import alive_on, alive_on_root, stays_silent
 from helpers.listeners import Listener
@@ -114,12 +114,16 @@ def test_refusals_signal_nobody(
 ) -> None:
     child = memcg()
     listener, below = listen(root, "root"), listen(child, "child")
+    kmsg = Kmsg()
     for name, (way, wanted) in WAYS.items():
         got = way()
         if got != wanted:
             raise Inconclusive(f"{name}: {os.strerror(got)} instead of {os.strerror(wanted)}")
+        if kills(kmsg.read()):
+            raise Inconclusive(f"{name}: there has been an OOM")
         for one in (listener, below):
             assert not one.count(), f"{name}: signalled {one.name}"
+    kmsg.close()
     stays_silent(root, listener, below, after="a refusal without an OOM")
     alive_on_root(listener)
     alive_on(child, below)

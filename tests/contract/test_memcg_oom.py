@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Callable
@@ -12,8 +13,8 @@ import pytest
 from helpers.evidence import Inconclusive
 from helpers.hogs import SPARED, Child
 from helpers.judge import PATIENCE, SETTLE, settled, stays_silent
-from helpers.listeners import Listener
-from helpers.memcgs import Memcg, OomControl
+from helpers.listeners import Listener, register
+from helpers.memcgs import Memcg, OomControl, write
 from helpers.triggers import fence, hog_at_limit, memcg_oom, remove, system_oom
 from helpers.versions import need
 
@@ -27,6 +28,20 @@ def signalled(*listeners: Listener, by: str) -> None:
     """Each of these was signalled."""
     missed = [one.name for one in listeners if not one.wait(PATIENCE)]
     assert not missed, f"{by} did not signal {', '.join(missed)}"
+
+
+@pytest.mark.clause("K1")
+def test_any_memcg_takes_a_listener(root: Memcg, memcg: Make, listen: Listen) -> None:
+    need("registration of eventfds", root)
+    listen(root, "root")
+    listener, home = Listener("below"), root
+    for depth in range(1, 4):
+        home = memcg(home)
+        control = os.open(home.file("memory.oom_control"), os.O_RDONLY)
+        got = register(home, listener.fd, control)
+        os.close(control)
+        assert not got, f"registering on a memcg at depth {depth}: {os.strerror(got)}"
+    listener.close()
 
 
 @pytest.mark.clause("K1")
@@ -205,10 +220,32 @@ def test_killer_disabled_blocks_the_hog(memcg: Make, listen: Listen, release: st
 def test_killer_can_be_disabled_and_enabled(memcg: Make) -> None:
     child = memcg()
     assert child.oom_control().oom_kill_disable == 0
-    child.disable_killer()
-    assert child.oom_control().oom_kill_disable == 1
-    child.enable_killer()
-    assert child.oom_control().oom_kill_disable == 0
+    for text, reads in (("1", 1), ("0", 0), ("1", 1)):
+        got = write(child.file("memory.oom_control"), text)
+        assert not got, f"writing {text} to a memcg's memory.oom_control: {os.strerror(got)}"
+        assert child.oom_control().oom_kill_disable == reads
+    for text in ("2", "-1", "garbage"):
+        got = write(child.file("memory.oom_control"), text)
+        assert got == errno.EINVAL, f"writing {text!r} to a memcg's: {os.strerror(got)}"
+        assert child.oom_control().oom_kill_disable == 1, (
+            f"writing {text!r} to a memcg's took effect"
+        )
+
+
+@pytest.mark.clause("K4")
+def test_killer_can_be_disabled_at_any_depth(root: Memcg, memcg: Make, listen: Listen) -> None:
+    need("a killer that can be disabled at any depth", root)
+    listen(root, "root")
+    line = [memcg()]
+    for _ in range(2):
+        line.append(memcg(line[-1]))
+    for depth, one in enumerate(line, 1):
+        got = write(one.file("memory.oom_control"), "1")
+        assert not got, f"disabling a memcg's killer at depth {depth}: {os.strerror(got)}"
+        now = [other.oom_control().oom_kill_disable for other in line]
+        assert now == [1] * depth + [0] * (len(line) - depth), f"at depth {depth}: {now}"
+    new = memcg(line[-1]).oom_control().oom_kill_disable
+    assert new == 1, "a memcg made below one whose killer is disabled has it enabled"
 
 
 def at_rest(root: Memcg) -> bool:
@@ -250,7 +287,10 @@ def test_root_reads_at_rest_around_a_system_oom(root: Memcg, listen: Listen, slo
 def test_root_counts_kills(root: Memcg, memcg: Make) -> None:
     need("oom_kill in memory.oom_control", root)
     child = memcg()
+    before = root.oom_control().oom_kill
     memcg_oom(child)
     if child.oom_control() != OomControl(0, 0, 1):
         raise Inconclusive(f"the child reads {child.oom_control()} after one kill")
     assert at_rest(root)
+    after = root.oom_control().oom_kill
+    assert after == before, f"root counts a kill in a memcg: {after} instead of {before}"

@@ -13,12 +13,12 @@ import pytest
 
 from helpers import gate, numa
 from helpers.evidence import Inconclusive
-from helpers.hogs import exhaust
+from helpers.hogs import SPARED, Child, exhaust
 from helpers.listeners import Listener
 from helpers.memcgs import Memcg, put
 from helpers.preflight import sysctl
 from helpers.tracing import SIGNAL, Tracer, identity
-from helpers.triggers import system_oom
+from helpers.triggers import spare_all, system_oom
 
 ARMED = "oomtest: a system OOM follows"
 
@@ -83,6 +83,20 @@ def test_panic_on_oom_2_panics_in_any_oom(root: Memcg, listen: Callable[..., Lis
     put("/dev/kmsg", f"<2>{ARMED}\n")
     system_oom(allocator=root, body=confined)
     raise AssertionError("vm.panic_on_oom is 2, and an OOM of one node ended in a kill")
+
+
+@pytest.mark.clause("K6")
+@pytest.mark.system_oom
+@pytest.mark.dies(panic="deadlocked on memory|no killable", armed=ARMED, shows="", otherwise="")
+def test_nobody_to_kill_panics(root: Memcg, listen: Callable[..., Listener]) -> None:
+    listen(root, "root")
+    gate.require("a panic")
+    spare_all()
+    put("/dev/kmsg", f"<2>{ARMED}\n")
+    hog = Child(exhaust, root, score=SPARED)
+    status = hog.wait()
+    hog.kill()
+    raise AssertionError(f"nobody may be killed, and a system OOM leaves the hog with {status}")
 
 
 @pytest.mark.clause("K6")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import time
 from collections.abc import Callable
 
 import pytest
@@ -23,6 +24,8 @@ from helpers.whitebox import Whitebox
 Make = Callable[..., Memcg]
 Listen = Callable[..., Listener]
 PASSING = 60
+GONE = 6
+KEPT = 2  # of those, by what else may hold on to one for a while
 OOMS = 4
 MCL_CURRENT = 1
 
@@ -69,6 +72,43 @@ def test_system_oom_after_anything_else(root: Memcg, memcg: Make, listen: Listen
     memcg_oom(limited)
     if not own.wait(PATIENCE):
         raise Inconclusive("after all that, a memcg OOM does not signal its own listener")
+
+
+def memcgs_there() -> int:
+    """How many memcgs the kernel holds in memory, the removed ones that are not let go included.
+
+    :raises Inconclusive: if it does not tell (/proc/cgroups, kernel/cgroup/cgroup-v1.c).
+    """
+    with open("/proc/cgroups", encoding="ascii") as file:
+        for line in file:
+            if line.startswith("memory"):
+                return int(line.split()[2])
+    raise Inconclusive("/proc/cgroups does not count the memcgs")
+
+
+def kept(memcg: Make, cause: Callable[[Memcg], object]) -> int:
+    """How many memcgs are still there of some that were removed after a cause in each."""
+    before = memcgs_there()
+    for _ in range(GONE):
+        home = memcg()
+        listener = Listener("below").on(home)
+        cause(home)
+        remove(home)
+        listener.close()
+    deadline = time.monotonic() + 3 * PATIENCE
+    while memcgs_there() > before + KEPT and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return memcgs_there() - before
+
+
+@pytest.mark.clause("S1")
+@pytest.mark.system_oom
+def test_removed_memcgs_are_let_go(root: Memcg, memcg: Make, listen: Listen) -> None:
+    listen(root, "root")
+    if kept(memcg, memcg_oom) > KEPT:
+        raise Inconclusive(f"of {GONE} memcgs removed after an OOM of theirs, some are still kept")
+    left = kept(memcg, lambda home: system_oom(allocator=home))
+    assert left <= KEPT, f"{left} of {GONE} memcgs are kept that saw a system OOM before removal"
 
 
 @pytest.mark.clause("P3")

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from helpers.bursts import burst
+from helpers.hogs import SPARED
 from helpers.judge import fires, settled
 from helpers.listeners import Listener
 from helpers.memcgs import Memcg
@@ -55,6 +56,13 @@ def test_victim_is_somebody_else(root: Memcg, memcg: Make, listen: Listen, where
 def test_victim_whose_score_was_lowered(root: Memcg, memcg: Make, listen: Listen) -> None:
     listener = listen(root, "root")
     system_oom(allocator=memcg(), score=-500)
+    fires(listener)
+
+
+@pytest.mark.clause("P2")
+def test_allocator_that_may_not_be_killed(root: Memcg, memcg: Make, listen: Listen) -> None:
+    listener = listen(root, "root")
+    system_oom(allocator=memcg(), victim=memcg(), score=SPARED)
     fires(listener)
 
 
@@ -178,6 +186,14 @@ def test_allocating_task_is_killed(root: Memcg, memcg: Make, listen: Listen, bel
     listener = listen(root, "root")
     with sysctl("vm/oom_kill_allocating_task", "1"):
         system_oom(allocator=home)
+    fires(listener)
+
+
+@pytest.mark.clause("P7")
+def test_allocating_task_may_not_be_killed(root: Memcg, memcg: Make, listen: Listen) -> None:
+    listener = listen(root, "root")
+    with sysctl("vm/oom_kill_allocating_task", "1"):
+        system_oom(allocator=root, victim=memcg(), score=SPARED)
     fires(listener)
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from helpers import gate
 from helpers.evidence import SYSRQ, Inconclusive, Kill, Kmsg, kills, vmstat
-from helpers.hogs import CHUNK, Bait, Child, exhaust, populate, sleep_forever, touch
+from helpers.hogs import CHUNK, SPARED, Bait, Child, exhaust, populate, sleep_forever, touch
 from helpers.judge import PATIENCE, fires
 from helpers.listeners import Listener
 from helpers.memcgs import MIB, Memcg
@@ -90,7 +90,7 @@ def tells(cause: Callable[[], Proof], constraint: str, *, forced: bool = False) 
     assert len(invoked) == 1, f'"invoked oom-killer" stands {len(invoked)} times before the kill'
     # Not 0 for the others: the first to find no memory need not be the hog.
     assert (int(invoked[0]["order"]) == -1) == forced, f"an OOM of order {invoked[0]['order']}"
-    summary = [line for line in lines[:first] if line.startswith("oom-kill:")]
+    summary = [line for line in lines[:first] if line.startswith("oom-kill:constraint=")]
     if not summary and release() < (5, 0):
         return
     assert len(summary) == 1, f'"oom-kill:" stands {len(summary)} times before the kill'
@@ -291,3 +291,39 @@ def test_allocating_task_is_killed_without_a_search(root: Memcg) -> None:
             line.startswith(told) for _ in range(3) for line in system_oom(allocator=root).lines
         )
     assert found, "vm.oom_kill_allocating_task is set, and a victim was looked for"
+
+
+@pytest.mark.clause("K6")
+def test_memcg_oom_is_none_of_the_allocating_tasks(
+    root: Memcg, memcg: Make, listen: Listen
+) -> None:
+    listen(root, "root")
+    kmsg = Kmsg()
+    with sysctl("vm/oom_kill_allocating_task", "1"):
+        hog = hog_at_limit(memcg())
+        status = hog.wait()
+        hog.kill()
+    assert status == -9, f"beyond its memcg's limit nobody was killed, the hog's status is {status}"
+    if not kmsg.wait(lambda lines: hog.pid in {kill.pid for kill in kills(lines)}, 5):
+        raise Inconclusive("the kernel's log does not name the victim")
+    assert Kill(hog.pid, memcg=True) in kills(kmsg.lines), "the log calls it a system OOM"
+    kmsg.close()
+
+
+@pytest.mark.clause("K6")
+def test_allocating_task_that_is_spared_goes_on(root: Memcg, listen: Listen) -> None:
+    listen(root, "root")
+    with sysctl("vm/oom_kill_allocating_task", "1"):
+        bait = Bait(root)
+        hog = Child(lambda: exhaust(bait.tether), root, score=SPARED)
+        try:
+            status = hog.wait()
+            killed = not bait.alive()
+        finally:
+            hog.kill()
+            bait.kill()
+            os.close(bait.tether)
+    if status is None:
+        raise Inconclusive("there was no system OOM")
+    assert status == 0, f"who may not be killed for a system OOM ended with status {status}"
+    assert killed, "the system OOM is over, and who was to be killed lives"
