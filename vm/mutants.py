@@ -40,7 +40,6 @@ class Mutant:
     :ivar mistake: what its developer did wrong.
     :ivar kind: ``wrong``, ``deviation`` (only as-written clauses may reject it) or ``right``.
     :ivar clauses: one of them must reject it, at least.
-    :ivar flavour: of the kernel that makes the mistake.
     :ivar patch: a file in vm/patches on top of the reference port, which then does not build
         without memcg or without its v1; None if the number is all it takes.
     :ivar not_on: series on which it can be no mistake, and why.
@@ -51,13 +50,12 @@ class Mutant:
     mistake: str
     kind: str
     clauses: tuple[str, ...] = ()
-    flavour: str = "mutants"
     patch: str | None = None
     not_on: Mapping[str, str] = field(default_factory=dict)
 
     def kernel(self, name: str) -> str:
         """What it is run under, in the series of that name."""
-        return f"{name}/{self.flavour}" + (f"#{self.number}" if self.number else "")
+        return f"{name}/mutants" + (f"#{self.number}" if self.number else "")
 
     def rejecting(self, judgement: Judgement) -> list[str]:
         """The clauses that reject it, the named ones first.

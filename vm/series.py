@@ -82,12 +82,6 @@ FLAVOURS = {
         Flavour("reference", (REFERENCE,)),
         Flavour("debug", (REFERENCE,), ("debug.config",)),
         Flavour("mutants", (REFERENCE, MUTANTS, MUTANTS_MEMCG), variants=False),
-        Flavour(
-            "mutants-debug",
-            (REFERENCE, MUTANTS, MUTANTS_MEMCG),
-            ("debug.config",),
-            variants=False,
-        ),
     )
 }
 
