@@ -211,7 +211,7 @@ def memcgs(above: Memcg) -> Callable[[], None]:
     def make() -> None:
         _fill()
         for number in forever():
-            os.mkdir(f"{above.path}/{number}")
+            os.mkdir(f"{above.path}/{os.getpid()}-{number}")
 
     return make
 

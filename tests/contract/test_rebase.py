@@ -24,8 +24,8 @@ from helpers.whitebox import Whitebox
 Make = Callable[..., Memcg]
 Listen = Callable[..., Listener]
 PASSING = 60
-GONE = 6
-KEPT = 2  # of those, by what else may hold on to one for a while
+GONE = 4
+KEPT = 1  # of those, by what else may hold on to one for a while
 OOMS = 4
 MCL_CURRENT = 1
 
