@@ -101,7 +101,7 @@ def kept(memcg: Make, cause: Callable[[Memcg], object]) -> int:
     return memcgs_there() - before
 
 
-@pytest.mark.clause("S1")
+@pytest.mark.clause("K3")
 @pytest.mark.system_oom
 def test_removed_memcgs_are_let_go(root: Memcg, memcg: Make, listen: Listen) -> None:
     listen(root, "root")
