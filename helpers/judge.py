@@ -30,20 +30,26 @@ def fires(*listeners: Listener) -> list[int]:
     :raises Silent: if none of them was.
     :raises AssertionError: if only some were.
     """
-    counts = [0] * len(listeners)
-    for _ in range(TURNS):
-        counts = [n + one.count() for n, one in zip(counts, listeners, strict=True)]
-        if all(counts):
-            break
-        time.sleep(TURN)
-    if not all(counts):
-        _deferred(listeners[0])
-        counts = [n + one.count() for n, one in zip(counts, listeners, strict=True)]
+    counts = _counts(listeners)
     if not any(counts):
         raise Silent(f"a proven system OOM did not signal {_names(listeners)}")
     missed = [one for one, count in zip(listeners, counts, strict=True) if not count]
     assert not missed, f"a proven system OOM did not signal {_names(missed)}, but others"
     return counts
+
+
+def _counts(listeners: Sequence[Listener]) -> list[int]:
+    """How often each of these listeners on root has been signalled, once all have or none can be
+    any more.
+    """
+    counts = [0] * len(listeners)
+    for _ in range(TURNS):
+        counts = [n + one.count() for n, one in zip(counts, listeners, strict=True)]
+        if all(counts):
+            return counts
+        time.sleep(TURN)
+    _deferred(listeners[0])
+    return [n + one.count() for n, one in zip(counts, listeners, strict=True)]
 
 
 def _deferred(listener: Listener) -> None:
@@ -123,8 +129,7 @@ def _deaf(listeners: Sequence[Listener]) -> list[Listener]:
     for one in listeners:
         one.count()
     system_oom()
-    deadline = time.monotonic() + PATIENCE
-    return [one for one in listeners if not one.wait(max(0.0, deadline - time.monotonic()))]
+    return [one for one, n in zip(listeners, _counts(listeners), strict=True) if not n]
 
 
 def alive_on(memcg: Memcg, *listeners: Listener) -> None:
