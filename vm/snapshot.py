@@ -250,7 +250,10 @@ def _last(base: Snapshot, suite: Suite) -> tuple[Snapshot, list[str]] | None:
     near = base.directory.name.removesuffix("base")
     layers = base.directory.parent.glob(f"{near}*")
     for layer in sorted(layers, key=lambda path: path.stat().st_mtime, reverse=True):
-        digests = Snapshot(layer, base.spec).facts().get("suite", {})
+        try:
+            digests = Snapshot(layer, base.spec).facts().get("suite", {})
+        except FileNotFoundError:  # just forgotten by somebody else
+            continue
         names = suite.changed(digests)
         if names:
             return Snapshot(layer, base.spec), names
@@ -263,6 +266,9 @@ async def _amend(base: Snapshot, target: Snapshot, suite: Suite, memory: Path) -
     if last is None:
         return False
     layer, names = last
+    for used in (base.directory, layer.directory):
+        with contextlib.suppress(FileNotFoundError):  # the base is not needed
+            os.utime(used)
     _copy_sparse(layer.directory / "memory", memory)
     _reserve(memory)
     machine = None
@@ -270,7 +276,8 @@ async def _amend(base: Snapshot, target: Snapshot, suite: Suite, memory: Path) -
         machine = await layer.restore(memory)
         await machine.send(**suite.amendment(names))
         await _await(machine, "collected", boot_limit(base.spec.accel))
-        await _save(machine, memory, target.directory, base.facts())
+        facts = {name: fact for name, fact in layer.facts().items() if name != "suite"}
+        await _save(machine, memory, target.directory, facts)
     except (LostVM, TimeoutError):
         return False
     finally:

@@ -59,8 +59,10 @@ def test_a_changed_test_needs_no_new_collection() -> None:
         changed = with_file(target.suite, HELD, TEST)
         target.suite = changed
         target._snapshots.clear()
+        whole = target.facts
         machine = target.machine("default")
         assert told == []
+        assert {**machine.facts(), "suite": None} == {**whole, "suite": None}
         result = dispatcher.run(f"{HELD}::test_amended", machine, 60.0, None)
         (failed,) = [report for report in result.reports if report["outcome"] == "failed"]
         message = failed["longrepr"]["reprcrash"]["message"]
