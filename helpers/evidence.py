@@ -188,6 +188,13 @@ class Complaints:
         return lines or [f"tainted: {name}" for bit, name in TAINTS.items() if new >> bit & 1]
 
 
+def meminfo(name: str) -> int:
+    """A line of /proc/meminfo, in bytes."""
+    with open("/proc/meminfo", encoding="ascii") as file:
+        sizes = dict(line.split(":") for line in file)
+    return int(sizes[name].split()[0]) << 10
+
+
 def vmstat(name: str) -> int | None:
     """A counter of /proc/vmstat; None if the kernel has none of that name.
 

@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from helpers import gate
+from helpers.evidence import meminfo
 from helpers.hogs import CHUNK, populate, sleep_forever
 from helpers.memcgs import MIB, Memcg, put
 
@@ -177,8 +178,7 @@ def _fill() -> None:
     with open("/proc/sys/vm/min_free_kbytes", encoding="ascii") as file:
         least = (int(file.read()) << 10) + LEFT
     for _ in forever():
-        with open("/proc/meminfo", encoding="ascii") as file:
-            free = next(int(line.split()[1]) << 10 for line in file if line.startswith("MemFree:"))
+        free = meminfo("MemFree")
         if free <= least:
             return
         populate(free - least)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -147,3 +148,14 @@ class Memcg:
         :raises OSError: if there are tasks or children in it.
         """
         os.rmdir(self.path)
+
+
+def line(make: Callable[..., Memcg], depth: int) -> list[Memcg]:
+    """Memcgs one below the other, from the top.
+
+    :param make: makes one below root, or below the memcg it is given.
+    """
+    made = [make()]
+    while len(made) < depth:
+        made.append(make(made[-1]))
+    return made

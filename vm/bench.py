@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import os
 import statistics
 import subprocess
@@ -82,9 +81,8 @@ class _Bench:
     def changed(self) -> None:
         """Have a session with one test file that it has not seen before."""
         name = TRIVIAL.partition("::")[0]
-        files = dict(self.suite.files)
-        files[name] += f"# {uuid.uuid4()}\n".encode()
-        self.prepare(dataclasses.replace(self.suite, files=tuple(sorted(files.items()))))
+        changed = dict(self.suite.files)[name] + f"# {uuid.uuid4()}\n".encode()
+        self.prepare(self.suite.with_file(name, changed))
 
     def cold(self) -> None:
         with _empty_cache():

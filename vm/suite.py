@@ -13,9 +13,9 @@ import sys
 import tarfile
 import zlib
 from base64 import b64encode
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path, PurePath
 from typing import Any
@@ -46,8 +46,8 @@ class Suite:
     def key(self) -> str:
         """A digest of all that the guest is sent."""
         digest = hashlib.sha256("\0".join(self.args).encode())
-        for name, data in self.files:
-            digest.update(f"\0{name}\0{len(data)}\0".encode() + data)
+        for name, data in self.digests.items():
+            digest.update(f"\0{name}\0{data}".encode())
         return digest.hexdigest()[:20]
 
     @cached_property
@@ -82,9 +82,13 @@ class Suite:
         names = [name for name, digest in self.digests.items() if digest != digests[name]]
         return names if all(TESTS.fullmatch(name) for name in names) else None
 
-    def amendment(self, names: Iterable[str]) -> dict[str, Any]:
+    def with_file(self, name: str, data: bytes) -> Suite:
+        """The same suite but for one file, which it may have had already."""
+        return replace(self, files=tuple(sorted({**dict(self.files), name: data}.items())))
+
+    def amendment(self, names: Sequence[str]) -> dict[str, Any]:
         """The line that has a guest which has collected another suite take these tests anew."""
-        files = tuple((name, data) for name, data in self.files if name in set(names))
+        files = tuple((name, data) for name, data in self.files if name in names)
         packed = Suite(files, ()).payload
         return {"amend": [name for name, _ in files], "packed": b64encode(packed).decode()}
 

@@ -14,7 +14,7 @@ from helpers.evidence import Inconclusive
 from helpers.hogs import SPARED, Child
 from helpers.judge import PATIENCE, SETTLE, settled, stays_silent
 from helpers.listeners import Listener, register
-from helpers.memcgs import Memcg, OomControl, write
+from helpers.memcgs import Memcg, OomControl, line, write
 from helpers.triggers import fence, hog_at_limit, memcg_oom, remove, system_oom
 from helpers.versions import need
 
@@ -34,9 +34,8 @@ def signalled(*listeners: Listener, by: str) -> None:
 def test_any_memcg_takes_a_listener(root: Memcg, memcg: Make, listen: Listen) -> None:
     need("registration of eventfds", root)
     listen(root, "root")
-    listener, home = Listener("below"), root
-    for depth in range(1, 4):
-        home = memcg(home)
+    listener = Listener("below")
+    for depth, home in enumerate(line(memcg, 3), 1):
         control = os.open(home.file("memory.oom_control"), os.O_RDONLY)
         got = register(home, listener.fd, control)
         os.close(control)
@@ -78,11 +77,9 @@ def test_memcg_oom_does_not_signal_its_ancestors(root: Memcg, memcg: Make, liste
 
 @pytest.mark.clause("K1")
 def test_memcg_oom_signals_all_down_a_deep_tree(memcg: Make, listen: Listen) -> None:
-    line = [memcg()]
-    for _ in range(6):
-        line.append(memcg(line[-1]))
-    listeners = [listen(one, f"depth {n}") for n, one in enumerate(line)]
-    memcg_oom(line[0], within=line[-1])
+    tree = line(memcg, 7)
+    listeners = [listen(one, f"depth {n}") for n, one in enumerate(tree)]
+    memcg_oom(tree[0], within=tree[-1])
     signalled(*listeners, by="an OOM at the top of the tree")
 
 
@@ -236,15 +233,13 @@ def test_killer_can_be_disabled_and_enabled(memcg: Make) -> None:
 def test_killer_can_be_disabled_at_any_depth(root: Memcg, memcg: Make, listen: Listen) -> None:
     need("a killer that can be disabled at any depth", root)
     listen(root, "root")
-    line = [memcg()]
-    for _ in range(2):
-        line.append(memcg(line[-1]))
-    for depth, one in enumerate(line, 1):
+    tree = line(memcg, 3)
+    for depth, one in enumerate(tree, 1):
         got = write(one.file("memory.oom_control"), "1")
         assert not got, f"disabling a memcg's killer at depth {depth}: {os.strerror(got)}"
-        now = [other.oom_control().oom_kill_disable for other in line]
-        assert now == [1] * depth + [0] * (len(line) - depth), f"at depth {depth}: {now}"
-    new = memcg(line[-1]).oom_control().oom_kill_disable
+        now = [other.oom_control().oom_kill_disable for other in tree]
+        assert now == [1] * depth + [0] * (len(tree) - depth), f"at depth {depth}: {now}"
+    new = memcg(tree[-1]).oom_control().oom_kill_disable
     assert new == 1, "a memcg made below one whose killer is disabled has it enabled"
 
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from helpers.evidence import Inconclusive, Kmsg, kills, vmstat
+from helpers.evidence import Inconclusive, Kmsg, kills, meminfo, vmstat
 from helpers.hogs import CHUNK, Child, populate
 from helpers.judge import alive_on_root, fires, stays_silent
 from helpers.listeners import Listener
@@ -26,12 +26,6 @@ DISK = "/dev/vda"
 TOTAL = re.compile(r"Total swap = [1-9]")  # show_swap_cache_info(), mm/swap_state.c
 
 libc = ctypes.CDLL(None, use_errno=True)
-
-
-def meminfo(name: str) -> int:
-    """A line of /proc/meminfo, in bytes."""
-    with open("/proc/meminfo", encoding="ascii") as file:
-        return {line.split()[0]: int(line.split()[1]) << 10 for line in file}[f"{name}:"]
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from helpers.bursts import burst
 from helpers.evidence import Inconclusive, Unproven
 from helpers.judge import PATIENCE, alive_on, alive_on_root, fires, settled, stays_silent
 from helpers.listeners import Listener
-from helpers.memcgs import MIB, Memcg
+from helpers.memcgs import MIB, Memcg, line
 from helpers.tracing import SIGNAL, Tracer
 from helpers.triggers import MUCH, memcg_oom, system_oom
 
@@ -26,14 +26,6 @@ DEPTH = 6
 HUNDREDS = 300
 
 
-def line(memcg: Make, depth: int = DEPTH) -> list[Memcg]:
-    """Memcgs one below the other, from the top."""
-    made = [memcg()]
-    while len(made) < depth:
-        made.append(memcg(made[-1]))
-    return made
-
-
 @pytest.mark.clause("P3")
 def test_hundreds_of_listeners(root: Memcg, listen: Listen) -> None:
     listeners = [listen(root, f"root #{n}") for n in range(HUNDREDS)]
@@ -44,7 +36,7 @@ def test_hundreds_of_listeners(root: Memcg, listen: Listen) -> None:
 
 @pytest.mark.clause("P5")
 def test_killer_disabled_all_down_a_tree(root: Memcg, memcg: Make, listen: Listen) -> None:
-    tree = line(memcg)
+    tree = line(memcg, DEPTH)
     for n, one in enumerate(tree):
         one.disable_killer()
         if n % 2:
@@ -71,7 +63,7 @@ def test_memcgs_that_were_removed_do_not_matter(root: Memcg, memcg: Make, listen
 
 @pytest.mark.clause("N1")
 def test_bursts_signal_nobody_in_a_deep_tree(root: Memcg, memcg: Make, listen: Listen) -> None:
-    tree = line(memcg)
+    tree = line(memcg, DEPTH)
     tree[2].disable_killer()
     listeners = [listen(one, f"depth {n}") for n, one in enumerate(tree) for _ in range(2)]
     listen(root, "root")
@@ -106,7 +98,7 @@ def fill_sockets() -> None:
 def test_memcg_ooms_of_a_deep_tree_do_not_signal_root(
     root: Memcg, memcg: Make, listen: Listen, stuck: Make
 ) -> None:
-    tree, beside = line(memcg), memcg()
+    tree, beside = line(memcg, DEPTH), memcg()
     listeners = [listen(root, f"root #{n}") for n in range(20)]
     below = [listen(one, f"depth {n}") for n, one in enumerate(tree)]
     listeners.append(listen(root, "root, registered last"))
@@ -136,7 +128,7 @@ def test_memcg_ooms_in_a_row_do_not_signal_root(root: Memcg, memcg: Make, listen
 def test_memcg_oom_signals_all_who_listen_in_a_deep_tree(
     root: Memcg, memcg: Make, listen: Listen
 ) -> None:
-    tree = line(memcg)
+    tree = line(memcg, DEPTH)
     above, hit = tree[:2], tree[2:]
     # From the bottom and from the top, so that neither order is the tree's.
     inside = [listen(one, f"upwards {n}") for n, one in reversed(list(enumerate(hit)))]

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import pytest
 
 from helpers import gate
-from helpers.evidence import SYSRQ, Inconclusive, Kill, Kmsg, kills, vmstat
+from helpers.evidence import SYSRQ, Inconclusive, Kill, Kmsg, kills, meminfo, vmstat
 from helpers.hogs import CHUNK, SPARED, Bait, Child, exhaust, populate, sleep_forever, touch
 from helpers.judge import PATIENCE, fires
 from helpers.listeners import Listener
@@ -191,9 +191,7 @@ def test_the_highest_score_dies_and_nobody_else(
 
 def capacity() -> int:
     """All the memory there is, swap included, in bytes."""
-    with open("/proc/meminfo", encoding="ascii") as file:
-        sizes = dict(line.split(":") for line in file)
-    return sum(int(sizes[name].split()[0]) << 10 for name in ("MemTotal", "SwapTotal"))
+    return meminfo("MemTotal") + meminfo("SwapTotal")
 
 
 def filled(pid: int) -> int:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import pytest
@@ -24,11 +23,6 @@ def test_amended(root):
 """
 
 
-def with_file(suite: Suite, name: str, data: bytes) -> Suite:
-    files = dict(suite.files) | {name: data}
-    return dataclasses.replace(suite, files=tuple(sorted(files.items())))
-
-
 SUITE = Suite((("conftest.py", b"1"), (HELD, b"1"), ("tests/contract/test_a.py", b"1")), ("x",))
 
 
@@ -42,7 +36,7 @@ SUITE = Suite((("conftest.py", b"1"), (HELD, b"1"), ("tests/contract/test_a.py",
     ],
 )
 def test_what_has_changed(name: str, changed: list[str] | None) -> None:
-    assert with_file(SUITE, name, b"2").changed(SUITE.digests) == changed
+    assert SUITE.with_file(name, b"2").changed(SUITE.digests) == changed
     assert SUITE.changed(SUITE.digests) == []
     assert SUITE.changed({}) is None
 
@@ -56,7 +50,7 @@ def test_a_changed_test_needs_no_new_collection() -> None:
             REFERENCE, "auto", [Path("tests/contract").resolve()], dispatcher, told.append
         )
         told.clear()
-        changed = with_file(target.suite, HELD, TEST)
+        changed = target.suite.with_file(HELD, TEST)
         target.suite = changed
         target._snapshots.clear()
         whole = target.facts
