@@ -112,8 +112,8 @@ def row(clause: Clause, answers: Sequence[Answer]) -> Row:
     """Sum up what a clause's tests have said.
 
     One test that speaks against the kernel outweighs any that pass, and one that passes outweighs
-    any that had no answer, save one that ran out of time: it may be the one that a wrong kernel
-    keeps waiting.
+    any that had no answer, save one that ran out of time or ended in an exception that nobody
+    expects: a wrong kernel may have kept it waiting, or refused it what every kernel grants.
     """
     passed = sum(answer.state == "passed" for answer in answers)
     against = [answer for answer in answers if answer.state in AGAINST]
@@ -123,9 +123,9 @@ def row(clause: Clause, answers: Sequence[Answer]) -> Row:
         broken = "deviates" if clause.level == "as-written" else "broken"
         silent = all(answer.state == "silent" for answer in against) and not passed
         return Row(clause, "silent" if silent else broken, told[0].detail, passed, len(answers))
-    late = [answer for answer in unanswered if answer.state == "timeout"]
-    if late:
-        return Row(clause, "no answer", late[0].detail, passed, len(answers))
+    odd = [answer for answer in unanswered if answer.state in {"timeout", "error"}]
+    if odd:
+        return Row(clause, "no answer", odd[0].detail, passed, len(answers))
     if passed:
         detail = (
             f"{len(unanswered)} without an answer: {unanswered[0].detail}" if unanswered else ""

@@ -141,6 +141,8 @@ def test_many_missing_clauses_do_not_fill_the_line() -> None:
         ("must", "skipped", "not asked", "0 skipped", 0),
         ("must", "passed skipped", "kept", "", 1),
         ("must", "passed lost", "kept", "1 without an answer: 1 lost", 1),
+        ("must", "passed timeout passed", "no answer", "1 timeout", 2),
+        ("must", "passed error", "no answer", "1 error", 1),
         ("must", "unproven skipped", "no answer", "0 unproven", 0),
         ("must", "passed silent", "broken", "1 silent", 1),
         ("must", "silent silent", "silent", "0 silent", 0),
