@@ -18,7 +18,7 @@ class Profile:
     """
 
     name: str
-    free: int = 56
+    free: int = 44
     devices: tuple[str, ...] = ()
     cmdline: str = ""
     memcg: bool = True
