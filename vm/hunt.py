@@ -3,7 +3,8 @@
 of them has, the rest of that mutant's tests are left out.
 
 It works in xdist's workers, too. One that rejects a mutant leaves a file of its number for the
-others, which may have got a part of that mutant's tests.
+others, which may have got a part of that mutant's tests. Where a clause did that need not, those
+that must are still asked: what becomes of a mutant is no matter of who was first.
 """
 
 from __future__ import annotations
@@ -53,9 +54,14 @@ class Hunt:
         return guests.routes[item.nodeid][0].name
 
     def _rank(self, item: pytest.Item) -> int:
+        """Where its clause stands among those that must reject the mutant, or behind them."""
         clause = next(item.iter_markers("clause")).args[0]
         named = self._mutant(self._kernel(item)).clauses
         return named.index(clause) if clause in named else len(named)
+
+    def _mark(self, mutant: Mutant, *, named: bool) -> Path:
+        """The file that says that it was rejected, by a clause that must or by another."""
+        return self.rejected / f"{mutant.number}-{'named' if named else 'other'}"
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
@@ -66,8 +72,11 @@ class Hunt:
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> bool | None:
         """Leave out what is decided; without a report, as if there were no such test."""
-        number = self._mutant(self._kernel(item)).number
-        return True if (self.rejected / str(number)).exists() else None
+        mutant = self._mutant(self._kernel(item))
+        decided = self._mark(mutant, named=True).exists() or (
+            self._mark(mutant, named=False).exists() and self._rank(item) == len(mutant.clauses)
+        )
+        return True if decided else None
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         kernel = dict(report.user_properties).get("kernel")
@@ -82,7 +91,7 @@ class Hunt:
         rejecting = mutant.rejecting(verdict.judge(answers, self.seen.contract))
         if not rejecting:
             return
-        (self.rejected / str(mutant.number)).touch()
+        self._mark(mutant, named=rejecting[0] in mutant.clauses).touch()
         if not hasattr(self.config, "workerinput") and mutant.number not in self.told:
             self.told.add(mutant.number)
             line = f"{mutant.number} {mutant.name}: rejected by {rejecting[0]}"
