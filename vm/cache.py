@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import shutil
 import tempfile
@@ -69,6 +70,43 @@ def locked(name: str) -> filelock.BaseFileLock:
     directory = cache_dir() / "locks"
     directory.mkdir(parents=True, exist_ok=True)
     return filelock.FileLock(directory / f"{name}.lock")
+
+
+_held: dict[Path, int] = {}  # what is locked to be kept, by the directory
+
+
+def hold(directory: Path) -> bool:
+    """Keep a directory from :func:`forget`, any process's, for as long as this process lives.
+
+    :returns: False if there is no such directory.
+    """
+    try:
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    fcntl.flock(descriptor, fcntl.LOCK_SH)
+    before = _held.pop(directory, None)
+    if before is not None:
+        os.close(before)
+    _held[directory] = descriptor
+    return directory.exists()
+
+
+def forget(directory: Path) -> None:
+    """Delete a directory, unless somebody holds it."""
+    try:
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        gone = Path(tempfile.mkdtemp(prefix=".old-", dir=directory.parent))
+        directory.rename(gone)  # at once: what is half there is not to be found
+        shutil.rmtree(gone, ignore_errors=True)
+    except BlockingIOError:
+        pass
+    finally:
+        os.close(descriptor)
 
 
 def size() -> int:

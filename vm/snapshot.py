@@ -36,7 +36,7 @@ from vm.suite import Suite
 
 BOOTS = 4
 CLOCK_TOLERANCE = 0.15  # of the host's rate; between the two readings lie seconds
-KEEP = 24  # suite layers, the youngest; a file of 256 MiB each, sparse
+KEEP = 96  # layers, the youngest: what eight kernels have in all profiles; some 90 MiB each
 
 
 def scale(accel: str) -> float:
@@ -235,11 +235,12 @@ async def prepare(
     base = cache.cache_dir() / "snapshots" / f"{key}-base"
     target = base.with_name(f"{key}-{suite.key}")
     with cache.locked(f"snapshot-{key}"):
-        if not (target / "state").exists():
+        if not cache.hold(target):
             with _scratch(base) as scratch:
                 layers = Snapshot(base, spec), Snapshot(target, spec)
                 if not await _amend(*layers, suite, scratch / "memory"):
                     await _make(kernel, profile, *layers, suite, scratch, say)
+            cache.hold(target)
             _prune(target.parent)
     os.utime(target)
     return Snapshot(target, spec)
@@ -248,15 +249,11 @@ async def prepare(
 def _last(base: Snapshot, suite: Suite) -> tuple[Snapshot, list[str]] | None:
     """The youngest suite layer that differs in some tests alone, and in which; none was amended."""
     near = base.directory.name.removesuffix("base")
-    layers = base.directory.parent.glob(f"{near}*")
-    for layer in sorted(layers, key=lambda path: path.stat().st_mtime, reverse=True):
-        try:
-            digests = Snapshot(layer, base.spec).facts().get("suite", {})
-        except FileNotFoundError:  # just forgotten by somebody else
-            continue
-        names = suite.changed(digests)
+    for directory in _youngest(base.directory.parent, f"{near}*"):
+        layer = Snapshot(directory, base.spec)
+        names = cache.hold(directory) and suite.changed(layer.facts().get("suite", {}))
         if names:
-            return Snapshot(layer, base.spec), names
+            return layer, names
     return None
 
 
@@ -296,7 +293,8 @@ async def _make(
     say: Callable[[str], None],
 ) -> None:
     memory = scratch / "memory"
-    if (base.directory / "state").exists():
+    booted = cache.hold(base.directory)
+    if booted:
         _copy_sparse(base.directory / "memory", memory)
         _reserve(memory)
         facts = base.facts()
@@ -306,7 +304,7 @@ async def _make(
         say(f"booting {kernel.name} ({base.spec.accel})")
         machine, facts = await _boot(base.spec, kernel.name, memory, profile.memcg)
     try:
-        if not (base.directory / "state").exists():
+        if not booted:
             await _save(machine, memory, base.directory, facts)
             mailbox.put(memory, facts["mailbox"], suite.payload)
             await machine.resume()
@@ -323,9 +321,17 @@ async def _make(
         await machine.kill()
 
 
+def _youngest(directory: Path, pattern: str) -> list[Path]:
+    """The layers of that name, those that were used last first."""
+    used: dict[Path, float] = {}
+    for path in directory.glob(pattern):
+        with contextlib.suppress(FileNotFoundError):  # just forgotten by somebody else
+            if (path / "state").exists():
+                used[path] = path.stat().st_mtime
+    return sorted(used, key=lambda path: used[path], reverse=True)
+
+
 def _prune(directory: Path) -> None:
     """Forget the layers that were not used for longest."""
-    layers = [path for path in directory.iterdir() if (path / "state").exists()]
-    layers.sort(key=lambda path: path.stat().st_mtime, reverse=True)
-    for old in layers[KEEP:]:
-        shutil.rmtree(old, ignore_errors=True)
+    for old in _youngest(directory, "*")[KEEP:]:
+        cache.forget(old)

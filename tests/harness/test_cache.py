@@ -6,12 +6,13 @@ from __future__ import annotations
 import errno
 import os
 import subprocess
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from vm import cache
+from vm import cache, snapshot
 from vm.errors import INCONCLUSIVE, HostError
 
 
@@ -102,3 +103,52 @@ def test_size_and_clean(cache_dir: Path) -> None:
     cache.clean()
     assert not cache_dir.exists()
     cache.clean()
+
+
+def elsewhere(expression: str) -> subprocess.Popen[str]:
+    """Evaluate something in a process of its own, which lives until its input ends."""
+    imports = "import sys; from pathlib import Path; from vm import cache"
+    script = f"{imports}; print({expression}, flush=True); sys.stdin.read()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline().strip() in {"True", "None"}
+    return process
+
+
+@pytest.mark.parametrize("hold", [cache.hold, None], ids=["here", "elsewhere"])
+def test_what_is_held_is_not_forgotten(tmp_path: Path, hold: Callable[[Path], bool] | None) -> None:
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    (kept / "file").touch()
+    if hold:
+        assert hold(kept)
+        elsewhere(f"cache.forget(Path({str(kept)!r}))").communicate()
+    else:
+        with elsewhere(f"cache.hold(Path({str(kept)!r}))") as holder:
+            cache.forget(kept)
+            holder.communicate()
+    assert (kept / "file").exists()
+    if not hold:  # nobody holds it any more
+        cache.forget(kept)
+        assert os.listdir(tmp_path) == []
+
+
+def test_what_is_not_there_is_neither_held_nor_forgotten(tmp_path: Path) -> None:
+    cache.forget(tmp_path / "nothing")
+    assert not cache.hold(tmp_path / "nothing")
+
+
+def test_only_old_layers_that_nobody_holds_are_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(snapshot, "KEEP", 2)
+    for age, name in enumerate(("held", "old", "older", "young", "youngest")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "state").touch()
+        os.utime(tmp_path / name, (age, age))
+    (tmp_path / "no layer").mkdir()
+    assert cache.hold(tmp_path / "held")
+    snapshot._prune(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == ["held", "no layer", "young", "youngest"]
