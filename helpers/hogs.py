@@ -24,6 +24,7 @@ CHUNK = 2 * MIB
 # be said before the test itself is ended.
 EXIT_WAIT = 20.0
 KILL_WAIT = 8.0
+LOOKS = 8  # at a process, each of which finds it asleep
 
 _held: list[object] = []  # what a hog keeps allocated until it dies
 
@@ -96,6 +97,20 @@ class Child:
         while self.alive() and time.monotonic() < deadline:
             time.sleep(0.005)
         return self.status
+
+    def sleeps(self, seconds: float = KILL_WAIT) -> bool:
+        """Wait until it sleeps in the kernel where only SIGKILL wakes it (state D), for some time.
+
+        :returns: False if it ends, or does not within ``seconds``.
+        """
+        deadline = time.monotonic() + seconds
+        seen = 0
+        while seen < LOOKS and self.alive() and time.monotonic() < deadline:
+            with open(f"/proc/{self.pid}/stat", encoding="ascii") as file:
+                asleep = file.read().rpartition(")")[2].split()[0] == "D"
+            seen = seen + 1 if asleep else 0
+            time.sleep(0.01)
+        return seen == LOOKS
 
     def kill(self) -> None:
         """End it with SIGKILL and reap it.

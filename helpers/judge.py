@@ -72,6 +72,26 @@ def _deferred(listener: Listener) -> None:
         os.sched_setaffinity(0, cpus)
 
 
+def signalled(*listeners: Listener, by: str) -> None:
+    """Each of these, on whatever memcg, was signalled.
+
+    :param by: what that must do, for the message.
+    :raises AssertionError: if one was not.
+    """
+    missed = [one for one in listeners if not one.wait(PATIENCE)]
+    assert not missed, f"{by} did not signal {_names(missed)}"
+
+
+def under_oom(memcg: Memcg, wanted: int) -> bool:
+    """Wait for ``under_oom`` to become what is wanted."""
+    deadline = time.monotonic() + PATIENCE
+    while memcg.oom_control().under_oom != wanted:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True
+
+
 def settled(root: Memcg, listeners: Sequence[Listener], counts: Sequence[int]) -> list[int]:
     """``counts`` plus what has come since, once nothing more can come."""
     fence(root)

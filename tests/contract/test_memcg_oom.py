@@ -12,22 +12,16 @@ import pytest
 
 from helpers.evidence import Inconclusive
 from helpers.hogs import SPARED, Child
-from helpers.judge import PATIENCE, SETTLE, settled, stays_silent
+from helpers.judge import PATIENCE, SETTLE, settled, signalled, stays_silent, under_oom
 from helpers.listeners import Listener, register
 from helpers.memcgs import Memcg, OomControl, line, write
 from helpers.triggers import fence, hog_at_limit, memcg_oom, remove, system_oom
-from helpers.versions import need
+from helpers.versions import need, release
 
 Make = Callable[..., Memcg]
 Listen = Callable[..., Listener]
 OOMS = 3
 NOT_AT_REST = 7  # a watcher's exit status
-
-
-def signalled(*listeners: Listener, by: str) -> None:
-    """Each of these was signalled."""
-    missed = [one.name for one in listeners if not one.wait(PATIENCE)]
-    assert not missed, f"{by} did not signal {', '.join(missed)}"
 
 
 @pytest.mark.clause("K1")
@@ -126,13 +120,19 @@ def test_without_hierarchy_a_limit_binds_nobody_below(
 @pytest.mark.clause("K2")
 @pytest.mark.parametrize("below", [False, True], ids=["itself", "a child of it"])
 def test_registering_under_oom_signals_at_once(
-    memcg: Make, listen: Listen, stuck: Make, below: bool
+    root: Memcg, memcg: Make, stuck: Make, below: bool
 ) -> None:
+    need("registration of eventfds", root)
     child = memcg()
     grandchild = memcg(child)  # before there is no memory left for it
     stuck(child)
-    listener = listen(grandchild if below else child, "latecomer")
-    assert listener.wait(PATIENCE), "registering under OOM did not signal"
+    late, home = Listener("latecomer"), grandchild if below else child
+    control = os.open(home.file("memory.oom_control"), os.O_RDONLY)
+    got = register(home, late.fd, control)
+    os.close(control)
+    assert not got, f"registering under OOM is refused: {os.strerror(got)}"
+    signalled(late, by="registering under OOM")
+    late.close()
 
 
 @pytest.mark.clause("K2")
@@ -174,22 +174,6 @@ def test_removing_a_memcg_signals_nobody_elses_listeners(
     signalled(*others, by="a memcg OOM")
 
 
-def waits(hog: Child) -> bool:
-    """Whether the hog is blocked rather than about to end."""
-    time.sleep(SETTLE)
-    return hog.alive()
-
-
-def under_oom(memcg: Memcg, wanted: int) -> bool:
-    """Wait for ``under_oom`` to become what is wanted."""
-    deadline = time.monotonic() + PATIENCE
-    while memcg.oom_control().under_oom != wanted:
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.01)
-    return True
-
-
 @pytest.mark.clause("K4")
 @pytest.mark.parametrize("release", ["raise the limit", "enable the killer"])
 def test_killer_disabled_blocks_the_hog(memcg: Make, listen: Listen, release: str) -> None:
@@ -200,7 +184,7 @@ def test_killer_disabled_blocks_the_hog(memcg: Make, listen: Listen, release: st
     try:
         assert under_oom(child, 1), "the hog reached the limit, and under_oom is still 0"
         assert child.oom_control().oom_kill_disable == 1
-        assert waits(hog), f"the hog did not wait: status {hog.status}"
+        assert hog.sleeps(), f"the hog does not wait, its status is {hog.status}"
         signalled(listener, by="a memcg OOM with the killer disabled")
         if release == "raise the limit":
             child.limit(-1)
@@ -247,6 +231,16 @@ def at_rest(root: Memcg) -> bool:
     """Root's file reads as it must at all times."""
     now = root.oom_control()
     return (now.oom_kill_disable, now.under_oom) == (0, 0)
+
+
+@pytest.mark.clause("K5")
+def test_the_file_says_all_that_it_did(root: Memcg, memcg: Make) -> None:
+    wanted = ["oom_kill_disable", "under_oom"] + ["oom_kill"] * (release() >= (4, 14))
+    for name, one in (("root", root), ("a memcg", memcg())):
+        with open(one.file("memory.oom_control"), encoding="ascii") as file:
+            said = {line.split()[0] for line in file if line.split()}
+        missing = [field for field in wanted if field not in said]
+        assert not missing, f"{name}'s memory.oom_control has lost {', '.join(missing)}"
 
 
 @pytest.mark.clause("K5")

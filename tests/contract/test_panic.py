@@ -18,7 +18,7 @@ from helpers.listeners import Listener
 from helpers.memcgs import Memcg, put
 from helpers.preflight import sysctl
 from helpers.tracing import SIGNAL, Tracer, identity
-from helpers.triggers import spare_all, system_oom
+from helpers.triggers import memcg_oom, spare_all, system_oom
 
 ARMED = "oomtest: a system OOM follows"
 
@@ -83,6 +83,21 @@ def test_panic_on_oom_2_panics_in_any_oom(root: Memcg, listen: Callable[..., Lis
     put("/dev/kmsg", f"<2>{ARMED}\n")
     system_oom(allocator=root, body=confined)
     raise AssertionError("vm.panic_on_oom is 2, and an OOM of one node ended in a kill")
+
+
+@pytest.mark.clause("K6")
+@pytest.mark.system_oom
+@dies("compulsory")
+def test_panic_on_oom_2_panics_in_a_memcg_oom(
+    root: Memcg, memcg: Callable[..., Memcg], listen: Callable[..., Listener]
+) -> None:
+    listen(root, "root")
+    limited = memcg()
+    gate.require("a panic")
+    put("/proc/sys/vm/panic_on_oom", "2")
+    put("/dev/kmsg", f"<2>{ARMED}\n")
+    memcg_oom(limited)
+    raise AssertionError("vm.panic_on_oom is 2, and a memcg OOM ended in a kill")
 
 
 @pytest.mark.clause("K6")

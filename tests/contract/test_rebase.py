@@ -13,7 +13,7 @@ from collections.abc import Callable
 import pytest
 
 from helpers.evidence import Inconclusive
-from helpers.judge import PATIENCE, alive_on, fires, settled, stays_silent
+from helpers.judge import PATIENCE, alive_on, fires, settled, signalled, stays_silent
 from helpers.listeners import Listener
 from helpers.memcgs import Memcg, write
 from helpers.preflight import sysctl
@@ -86,12 +86,18 @@ def memcgs_there() -> int:
     raise Inconclusive("/proc/cgroups does not count the memcgs")
 
 
-def kept(memcg: Make, cause: Callable[[Memcg], object]) -> int:
-    """How many memcgs are still there of some that were removed after a cause in each."""
+def kept(
+    memcg: Make, cause: Callable[[Memcg], object] = lambda home: None, *, heard: bool = True
+) -> int:
+    """How many memcgs are still there of some that were removed after a cause in each.
+
+    :param heard: whether somebody has listened there.
+    """
     before = memcgs_there()
     for _ in range(GONE):
-        home = memcg()
-        listener = Listener("below").on(home)
+        home, listener = memcg(), Listener("below")
+        if heard:
+            listener.on(home)
         cause(home)
         remove(home)
         listener.close()
@@ -105,6 +111,10 @@ def kept(memcg: Make, cause: Callable[[Memcg], object]) -> int:
 @pytest.mark.system_oom
 def test_removed_memcgs_are_let_go(root: Memcg, memcg: Make, listen: Listen) -> None:
     listen(root, "root")
+    if kept(memcg, heard=False) > KEPT:
+        raise Inconclusive(f"of {GONE} memcgs removed at once, some are still kept")
+    left = kept(memcg)
+    assert left <= KEPT, f"{left} of {GONE} memcgs are kept that had a listener before removal"
     if kept(memcg, memcg_oom) > KEPT:
         raise Inconclusive(f"of {GONE} memcgs removed after an OOM of theirs, some are still kept")
     left = kept(memcg, lambda home: system_oom(allocator=home))
@@ -156,16 +166,18 @@ def test_memcg_oom_signals_while_somebody_listens_on_root(
 
 @pytest.mark.clause("K1")
 @pytest.mark.system_oom
-def test_memcg_oom_signals_after_a_system_oom(root: Memcg, memcg: Make, listen: Listen) -> None:
+@pytest.mark.parametrize("below", [False, True], ids=["in root", "in that memcg"])
+def test_memcg_oom_signals_after_a_system_oom(
+    root: Memcg, memcg: Make, listen: Listen, below: bool
+) -> None:
     child = memcg()
     listeners = [listen(child, "the memcg's"), listen(memcg(child), "its child's")]
-    system_oom(allocator=root)
+    system_oom(allocator=child if below else root)
     fence(root)
     for one in listeners:
         one.count()  # what the system OOM may have done to them is another clause's
     memcg_oom(child)
-    missed = [one.name for one in listeners if not one.wait(PATIENCE)]
-    assert not missed, f"after a system OOM, a memcg OOM did not signal {', '.join(missed)}"
+    signalled(*listeners, by="after a system OOM, a memcg OOM")
 
 
 @pytest.mark.clause("P12")

@@ -86,6 +86,19 @@ def test_system_oom_does_not_signal_a_memcg_that_only_held_the_allocator(
 
 
 @pytest.mark.clause("N1")
+def test_kill_of_the_allocating_task_signals_nobody_below_root(
+    root: Memcg, memcg: Make, listen: Listen
+) -> None:
+    home = memcg()
+    listen(root, "root")
+    listener = listen(home, "the victim's")
+    with sysctl("vm/oom_kill_allocating_task", "1"):
+        system_oom(allocator=home)
+    stays_silent(root, listener, after=SYSTEM_OOM)
+    alive_on(home, listener)
+
+
+@pytest.mark.clause("N1")
 def test_system_oom_does_not_signal_a_memcg_that_is_stuck(
     root: Memcg, listen: Listen, stuck: Make
 ) -> None:
@@ -153,14 +166,15 @@ def test_memcg_oom_with_the_killer_disabled_does_not_signal_root(
 
 
 @pytest.mark.clause("N2")
+@pytest.mark.parametrize("faults", [populate, touch], ids=["in the kernel", "in user space"])
 def test_memcg_oom_that_finds_nobody_does_not_signal_root(
-    root: Memcg, memcg: Make, listen: Listen
+    root: Memcg, memcg: Make, listen: Listen, faults: Callable[[int], None]
 ) -> None:
     listener = listen(root, "root")
     kmsg = Kmsg()
     # Nobody else lives there. What it populates from within the kernel is just refused; for what
     # it then touches itself it faults again and again, on some kernels.
-    hog = hog_at_limit(memcg(), body=lambda: populate(MUCH), score=SPARED)
+    hog = hog_at_limit(memcg(), body=lambda: faults(MUCH), score=SPARED)
     found = False
     while not found:
         with suppress(Overrun):  # by more of the same
@@ -246,6 +260,26 @@ def test_closed_eventfd_gets_nothing(root: Memcg, listen: Listen) -> None:
     for one in unregistered:
         one.on(root)
     alive_on_root(*unregistered)
+    for one in unregistered:
+        one.close()
+
+
+@pytest.mark.clause("N8")
+def test_closed_eventfd_of_a_memcg_gets_nothing(root: Memcg, memcg: Make, listen: Listen) -> None:
+    child = memcg()
+    gone = [listen(child, f"closed #{n}") for n in range(8)]
+    witness = listen(child, "witness")
+    for one in gone:
+        one.close()
+    fence(root)
+    unregistered = [Listener(f"unregistered #{n}") for n in range(64)]
+    memcg_oom(child)
+    if not witness.wait(PATIENCE):
+        raise Unproven("an OOM of a memcg signalled none of its listeners")
+    stays_silent(root, *unregistered, after=MEMCG_OOM)
+    for one in unregistered:
+        one.on(child)
+    alive_on(child, *unregistered)
     for one in unregistered:
         one.close()
 

@@ -52,6 +52,8 @@ def test_storm(root: Memcg, listen: Callable[..., Listener], storm: Storm) -> No
     storm.hog_the_system()
     status = storm.calm()
     assert status is None, f"a hog of the storm was not killed: status {status}"
+    fence(root)
+    time.sleep(SETTLE)  # for what is signalled after the kill, or deferred
     last = listen(root, "registered after the storm")
     fence(root)
     time.sleep(SETTLE)

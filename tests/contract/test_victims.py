@@ -11,9 +11,9 @@ from contextlib import contextmanager
 
 import pytest
 
-from helpers import gate
+from helpers import gate, numa
 from helpers.evidence import SYSRQ, Inconclusive, Kill, Kmsg, kills, meminfo, vmstat
-from helpers.hogs import CHUNK, SPARED, Bait, Child, exhaust, populate, sleep_forever, touch
+from helpers.hogs import CHUNK, SPARED, VICTIM, Bait, Child, exhaust, populate, sleep_forever, touch
 from helpers.judge import PATIENCE, fires
 from helpers.listeners import Listener
 from helpers.memcgs import MIB, Memcg
@@ -90,6 +90,12 @@ def tells(cause: Callable[[], Proof], constraint: str, *, forced: bool = False) 
     assert len(invoked) == 1, f'"invoked oom-killer" stands {len(invoked)} times before the kill'
     # Not 0 for the others: the first to find no memory need not be the hog.
     assert (int(invoked[0]["order"]) == -1) == forced, f"an OOM of order {invoked[0]['order']}"
+    shown = ["Call Trace:", *(["Mem-Info:"] if constraint != "CONSTRAINT_MEMCG" else [])]
+    if release() >= (5, 0):
+        shown += ["Tasks state (memory values in pages):", f"[{victim.pid:7}]"]
+    for part in shown:
+        there = any(line.lstrip().startswith(part) for line in lines[:first])
+        assert there, f"before the kill, the log no longer says {part!r}"
     summary = [line for line in lines[:first] if line.startswith("oom-kill:constraint=")]
     if not summary and release() < (5, 0):
         return
@@ -187,6 +193,29 @@ def test_the_highest_score_dies_and_nobody_else(
 
     assert kmsg.wait(told, 5), f"{cause}: somebody died of whom the log says nothing"
     kmsg.close()
+
+
+@pytest.mark.clause("K6")
+@pytest.mark.profile("numa")
+@pytest.mark.skipif(len(numa.nodes()) < 2, reason="needs two memory nodes")
+def test_an_oom_of_one_node_kills_nobody_of_another(root: Memcg, listen: Listen) -> None:
+    listen(root, "root")
+
+    def elsewhere() -> None:
+        numa.bind(numa.nodes()[-1])
+        populate(MIB)
+        sleep_forever()
+
+    def here() -> None:
+        numa.bind(numa.nodes()[0])
+        exhaust()
+
+    other = Child(elsewhere, root)
+    try:
+        system_oom(allocator=root, body=here, score=VICTIM // 2)
+        assert other.alive(), "an OOM of one node killed somebody who is bound to another"
+    finally:
+        other.kill()
 
 
 def capacity() -> int:

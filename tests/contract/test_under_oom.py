@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""K again: memcgs whose killer is disabled, those who wait there, and what is left afterwards.
+
+Who waits marks the tree below as under OOM, keeps its oom_lock, and undoes both when it goes on
+(mem_cgroup_oom_synchronize() in mm/memcontrol.c; mm/memcontrol-v1.c since 6.11).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from helpers.evidence import Inconclusive
+from helpers.hogs import SPARED, Bait, Child, touch
+from helpers.judge import alive_on, signalled, stays_silent, under_oom
+from helpers.listeners import Listener
+from helpers.memcgs import MIB, Memcg
+from helpers.triggers import MUCH, blocked_hog, fence, hog_at_limit, memcg_oom
+
+Make = Callable[..., Memcg]
+Listen = Callable[..., Listener]
+ROOM = 8 * MIB  # a limit that children can be started within
+
+
+@pytest.mark.clause("K1")
+def test_hog_that_waits_signals_that_memcg_and_its_descendants(
+    root: Memcg, memcg: Make, listen: Listen
+) -> None:
+    parent, sibling = memcg(), memcg()
+    hit = [listen(parent, "parent"), listen(memcg(parent), "child")]
+    spared = listen(sibling, "sibling")
+    hog = blocked_hog(parent)
+    try:
+        signalled(*hit, by="a memcg OOM with the killer disabled")
+        stays_silent(root, spared, after="an OOM of its sibling, with the killer disabled")
+    finally:
+        hog.kill()
+    alive_on(sibling, spared)
+
+
+@pytest.mark.clause("K1")
+def test_memcg_oom_signals_after_one_with_its_killer_disabled(memcg: Make, listen: Listen) -> None:
+    child = memcg()
+    listener = listen(child, "child")
+    blocked_hog(child).kill()
+    child.enable_killer()
+    assert under_oom(child, 0), "nobody waits any more, and under_oom is still 1"
+    listener.count()
+    memcg_oom(child)
+    signalled(listener, by="an OOM after one with its killer disabled")
+
+
+@pytest.mark.clause("K1")
+def test_memcg_oom_signals_after_one_above_a_memcg_that_was_stuck(
+    memcg: Make, listen: Listen
+) -> None:
+    parent = memcg()
+    child, beside = memcg(parent), memcg(parent)
+    hog = blocked_hog(child)
+    try:
+        # What is locked below cannot be locked from above, and must be left as it was found.
+        memcg_oom(parent, within=beside, limit=ROOM)
+    finally:
+        hog.kill()
+    assert under_oom(child, 0), "nobody waits any more, and under_oom is still 1"
+    listeners = [listen(parent, "parent"), listen(beside, "child")]
+    memcg_oom(parent, within=beside)
+    signalled(*listeners, by="an OOM after one above a memcg that was stuck")
+
+
+@pytest.mark.clause("K2")
+@pytest.mark.parametrize("killer", ["enabled", "disabled"])
+def test_memcg_oom_leaves_descendants_at_rest(
+    root: Memcg, memcg: Make, listen: Listen, killer: str
+) -> None:
+    parent = memcg()
+    child = memcg(parent)
+    if killer == "enabled":
+        memcg_oom(parent, within=child)
+        fence(root)
+    else:
+        blocked_hog(parent).kill()
+        parent.enable_killer()
+    assert under_oom(child, 0), "its parent's OOM is over, and a child is under OOM still"
+    late = listen(child, "latecomer")
+    stays_silent(root, late, after="registering below a memcg that is no longer under OOM")
+    alive_on(parent, late)
+
+
+@contextmanager
+def crowd(memcg: Memcg, number: int) -> Iterator[list[Child]]:
+    """Hogs that wait at the limit of one memcg, all of them, with its killer disabled."""
+    ready, go = os.pipe()
+
+    def body() -> None:
+        os.read(ready, 1)
+        touch(MUCH)
+
+    memcg.disable_killer()
+    hogs: list[Child] = []
+    try:
+        for _ in range(number):
+            hogs.append(Child(body, memcg, SPARED))
+        memcg.limit(ROOM)
+        os.write(go, b"." * number)
+        if not all(hog.sleeps() for hog in hogs):
+            raise Inconclusive(f"some of {number} hogs do not wait at their memcg's limit")
+        yield hogs
+    finally:
+        for hog in hogs:
+            hog.kill()
+        os.close(ready)
+        os.close(go)
+
+
+@pytest.mark.clause("K4")
+def test_one_of_two_that_wait_leaves_the_other_waiting(memcg: Make) -> None:
+    child = memcg()
+    with crowd(child, 2) as (one, other):
+        one.kill()
+        assert other.sleeps(), f"one of two left, the other does not wait: status {other.status}"
+        assert under_oom(child, 1), "one of two left, and under_oom is 0"
+        child.limit(-1)
+        assert other.wait() == 0, "one of two left, the other did not go on with the limit raised"
+        assert under_oom(child, 0), "under_oom is still 1 afterwards"
+
+
+@pytest.mark.clause("K4")
+def test_memory_given_back_resumes_the_hog(memcg: Make) -> None:
+    child = memcg()
+    bait = Bait(child, ROOM // 2)
+    try:
+        child.disable_killer()
+        # Alone it would have room enough.
+        hog = hog_at_limit(child, limit=ROOM, body=lambda: touch(ROOM * 5 // 8), score=SPARED)
+        try:
+            if not hog.sleeps():
+                raise Inconclusive(f"the hog does not wait at the limit: status {hog.status}")
+            bait.kill()
+            assert hog.wait() == 0, "the hog did not go on when somebody else had given back memory"
+        finally:
+            hog.kill()
+    finally:
+        bait.kill()
+        os.close(bait.tether)
