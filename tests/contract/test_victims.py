@@ -80,21 +80,22 @@ def tells(cause: Callable[[], Proof], constraint: str, *, forced: bool = False) 
 
     :param forced: by sysrq-f, which has no allocation and an order of -1.
     """
-    lines = counted(cause)
-    if not any(map(INVOKED.match, lines)):
-        time.sleep(RATELIMIT)  # earlier OOMs have used up what the kernel prints of them
+    with sysctl("vm/oom_dump_tasks", "1"):
         lines = counted(cause)
+        if not any(map(INVOKED.match, lines)):
+            time.sleep(RATELIMIT)  # earlier OOMs have used up what the kernel prints of them
+            lines = counted(cause)
     first = next(n for n, line in enumerate(lines) if kills([line]))
     victim = kills(lines)[0]
     invoked = [match for line in lines[:first] if (match := INVOKED.match(line))]
     assert len(invoked) == 1, f'"invoked oom-killer" stands {len(invoked)} times before the kill'
     # Not 0 for the others: the first to find no memory need not be the hog.
     assert (int(invoked[0]["order"]) == -1) == forced, f"an OOM of order {invoked[0]['order']}"
-    shown = ["Call Trace:", *(["Mem-Info:"] if constraint != "CONSTRAINT_MEMCG" else [])]
+    shown = ["Call [Tt]race:", *(["Mem-Info:"] if constraint != "CONSTRAINT_MEMCG" else [])]
     if release() >= (5, 0):
-        shown += ["Tasks state (memory values in pages):", f"[{victim.pid:7}]"]
+        shown += [r"Tasks state \(memory values in pages\):", rf"\[ *{victim.pid}\] "]
     for part in shown:
-        there = any(line.lstrip().startswith(part) for line in lines[:first])
+        there = any(re.match(rf"\s*{part}", line) for line in lines[:first])
         assert there, f"before the kill, the log no longer says {part!r}"
     summary = [line for line in lines[:first] if line.startswith("oom-kill:constraint=")]
     if not summary and release() < (5, 0):
