@@ -11,7 +11,7 @@ from collections.abc import Callable
 import pytest
 
 from helpers.evidence import Inconclusive
-from helpers.hogs import SPARED, Child
+from helpers.hogs import SPARED, Child, exhaust
 from helpers.judge import PATIENCE, SETTLE, settled, signalled, stays_silent, under_oom
 from helpers.listeners import Listener, register
 from helpers.memcgs import Memcg, OomControl, line, write
@@ -255,15 +255,24 @@ def test_root_reads_at_rest_around_memcg_ooms(root: Memcg, memcg: Make, stuck: M
 @pytest.mark.clause("K5")
 @pytest.mark.system_oom
 def test_root_reads_at_rest_around_a_system_oom(root: Memcg, listen: Listen, slowly: None) -> None:
+    cpus = sorted(os.sched_getaffinity(0))
+
     def watch() -> None:
-        while at_rest(root):
+        os.sched_setaffinity(0, cpus[-1:])  # not where the listeners are told
+        # To open it anew takes memory, which is not to be had until the OOM is over.
+        control = os.open(root.file("memory.oom_control"), os.O_RDONLY)
+        while {b"oom_kill_disable 0", b"under_oom 0"} <= {*os.pread(control, 256, 0).split(b"\n")}:
             pass
         os._exit(NOT_AT_REST)
+
+    def hog() -> None:
+        os.sched_setaffinity(0, cpus[:1])
+        exhaust()
 
     for n in range(20):
         listen(root, f"root #{n}")
     watcher = Child(watch, root, score=SPARED)
-    system_oom(allocator=root)
+    system_oom(allocator=root, body=hog)
     fence(root)
     watcher.kill()
     if watcher.status not in (-9, NOT_AT_REST):

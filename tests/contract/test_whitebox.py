@@ -26,7 +26,7 @@ Make = Callable[..., Memcg]
 Listen = Callable[..., Listener]
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
-TRIES = 4
+TRIES = 12
 RESERVE = 8 * MIB  # what a notifier frees: more than any hog takes before it looks again
 
 
@@ -231,7 +231,8 @@ def test_allocation_in_the_kernel(
         )
         fires(listener)
         if whitebox.counts().calls == before + 1:
-            break  # nobody else was out of memory, whom the signal may have been for
+            return  # nobody else was out of memory, whom the signal may have been for
+    raise Inconclusive("somebody else was out of memory as well, each time")
 
 
 @pytest.mark.clause("P12")
