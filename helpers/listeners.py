@@ -44,15 +44,21 @@ class Listener:
 
         :raises Inconclusive: if the kernel refuses, which is a clause of its own.
         """
+        trouble = self.refused(memcg, file, arguments)
+        if trouble:
+            raise Inconclusive(f"{self.name}: {memcg.path}/{file}: {os.strerror(trouble)}")
+        return self
+
+    def refused(self, memcg: Memcg, file: str = "memory.oom_control", arguments: str = "") -> int:
+        """Register, where that is what is asked; 0 or an errno."""
         control = os.open(memcg.file(file), os.O_RDONLY | os.O_CLOEXEC)
         try:
             trouble = register(memcg, self.fd, control, arguments)
         finally:
             os.close(control)
-        if trouble:
-            raise Inconclusive(f"{self.name}: {memcg.path}/{file}: {os.strerror(trouble)}")
-        self.memcg = memcg
-        return self
+        if not trouble:
+            self.memcg = memcg
+        return trouble
 
     def count(self) -> int:
         """Signals since the last call; does not wait."""

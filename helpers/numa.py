@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from helpers.hogs import exhaust
 from helpers.memcgs import Memcg, put
 from helpers.preflight import find_mount
 from helpers.triggers import remove
@@ -43,6 +44,15 @@ def bind(node: int) -> None:
     if libc.syscall(number, MPOL_BIND, ctypes.byref(mask), ctypes.c_ulong(64)):
         trouble = ctypes.get_errno()
         raise OSError(trouble, os.strerror(trouble))
+
+
+def exhaust_node(node: int) -> None:
+    """Exhaust one node's memory, which ends the caller or somebody else.
+
+    :raises Forbidden: unless system OOMs are allowed.
+    """
+    bind(node)
+    exhaust()
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from helpers.listeners import register
+from helpers.listeners import Listener
 from helpers.memcgs import Memcg
 from helpers.triggers import remove
 
@@ -52,14 +52,11 @@ def _registers(root: Memcg) -> bool:
     """
     if "PREEMPT_RT" not in os.uname().version:
         return True
-    scratch = root.child(f"oomtest-registers-{os.getpid()}")
-    eventfd = os.eventfd(0)
-    control = os.open(scratch.file("memory.oom_control"), os.O_RDONLY)
+    scratch, listener = root.child(f"oomtest-registers-{os.getpid()}"), Listener("registers")
     try:
-        return register(scratch, eventfd, control) != errno.EOPNOTSUPP
+        return listener.refused(scratch) != errno.EOPNOTSUPP
     finally:
-        os.close(control)
-        os.close(eventfd)
+        listener.close()
         remove(scratch)
 
 

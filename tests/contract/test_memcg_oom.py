@@ -13,7 +13,7 @@ import pytest
 from helpers.evidence import Inconclusive
 from helpers.hogs import SPARED, Child, exhaust
 from helpers.judge import PATIENCE, SETTLE, settled, signalled, stays_silent, under_oom
-from helpers.listeners import Listener, register
+from helpers.listeners import Listener
 from helpers.memcgs import Memcg, OomControl, line, write
 from helpers.triggers import fence, hog_at_limit, memcg_oom, remove, system_oom
 from helpers.versions import need, release
@@ -30,9 +30,7 @@ def test_any_memcg_takes_a_listener(root: Memcg, memcg: Make, listen: Listen) ->
     listen(root, "root")
     listener = Listener("below")
     for depth, home in enumerate(line(memcg, 3), 1):
-        control = os.open(home.file("memory.oom_control"), os.O_RDONLY)
-        got = register(home, listener.fd, control)
-        os.close(control)
+        got = listener.refused(home)
         assert not got, f"registering on a memcg at depth {depth}: {os.strerror(got)}"
     listener.close()
 
@@ -126,10 +124,8 @@ def test_registering_under_oom_signals_at_once(
     child = memcg()
     grandchild = memcg(child)  # before there is no memory left for it
     stuck(child)
-    late, home = Listener("latecomer"), grandchild if below else child
-    control = os.open(home.file("memory.oom_control"), os.O_RDONLY)
-    got = register(home, late.fd, control)
-    os.close(control)
+    late = Listener("latecomer")
+    got = late.refused(grandchild if below else child)
     assert not got, f"registering under OOM is refused: {os.strerror(got)}"
     signalled(late, by="registering under OOM")
     late.close()

@@ -36,13 +36,9 @@ def confined(proof: Proof, wanted: str) -> None:
 @pytest.mark.parametrize("which", [0, -1], ids=["first node", "last node"])
 def test_memory_policy(root: Memcg, listen: Listen, which: int) -> None:
     node = numa.nodes()[which]
-
-    def body() -> None:
-        numa.bind(node)
-        exhaust()
-
     listener = listen(root, "root")
-    confined(system_oom(allocator=root, body=body), "CONSTRAINT_MEMORY_POLICY")
+    proof = system_oom(allocator=root, body=lambda: numa.exhaust_node(node))
+    confined(proof, "CONSTRAINT_MEMORY_POLICY")
     fires(listener)
 
 

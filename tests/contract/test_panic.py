@@ -29,12 +29,6 @@ def dies(panic: str) -> pytest.MarkDecorator:
     return pytest.mark.dies(panic=wanted, armed=ARMED, shows="", otherwise="")
 
 
-def confined() -> None:
-    """Exhaust the memory of one node."""
-    numa.bind(numa.nodes()[0])
-    exhaust()
-
-
 @pytest.mark.clause("P9")
 @pytest.mark.system_oom
 @pytest.mark.dies(
@@ -81,7 +75,7 @@ def test_panic_on_oom_2_panics_in_any_oom(root: Memcg, listen: Callable[..., Lis
     gate.require("a panic")
     put("/proc/sys/vm/panic_on_oom", "2")
     put("/dev/kmsg", f"<2>{ARMED}\n")
-    system_oom(allocator=root, body=confined)
+    system_oom(allocator=root, body=lambda: numa.exhaust_node(numa.nodes()[0]))
     raise AssertionError("vm.panic_on_oom is 2, and an OOM of one node ended in a kill")
 
 
@@ -122,4 +116,4 @@ def test_panic_on_oom_is_not_for_one_node(root: Memcg, listen: Callable[..., Lis
     listen(root, "root")
     gate.require("a panic")
     with sysctl("vm/panic_on_oom", "1"):
-        system_oom(allocator=root, body=confined)
+        system_oom(allocator=root, body=lambda: numa.exhaust_node(numa.nodes()[0]))

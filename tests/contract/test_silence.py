@@ -245,41 +245,29 @@ def test_sysrq_with_oom_kill_allocating_task_does_not_signal_root(
 
 
 @pytest.mark.clause("N8")
-def test_closed_eventfd_gets_nothing(root: Memcg, listen: Listen) -> None:
-    gone = [listen(root, f"closed #{n}") for n in range(8)]
-    witness = listen(root, "witness")
+@pytest.mark.parametrize("below", [False, True], ids=["on root", "below root"])
+def test_closed_eventfd_gets_nothing(root: Memcg, memcg: Make, listen: Listen, below: bool) -> None:
+    home = memcg() if below else root
+    gone = [listen(home, f"closed #{n}") for n in range(8)]
+    witness = listen(home, "witness")
     for one in gone:
         one.close()
     fence(root)  # the kernel lets go of them in a work item
     # The same numbers, and some in the same memory, as what was just let go.
     unregistered = [Listener(f"unregistered #{n}") for n in range(64)]
-    system_oom(allocator=root)
+    if below:
+        memcg_oom(home)
+    else:
+        system_oom(allocator=root)
     if not witness.wait(PATIENCE):
-        raise Unproven("no listener on root was signalled")
-    stays_silent(root, *unregistered, after=SYSTEM_OOM)
+        raise Unproven(f"no listener on {home} was signalled")
+    stays_silent(root, *unregistered, after=MEMCG_OOM if below else SYSTEM_OOM)
     for one in unregistered:
-        one.on(root)
-    alive_on_root(*unregistered)
-    for one in unregistered:
-        one.close()
-
-
-@pytest.mark.clause("N8")
-def test_closed_eventfd_of_a_memcg_gets_nothing(root: Memcg, memcg: Make, listen: Listen) -> None:
-    child = memcg()
-    gone = [listen(child, f"closed #{n}") for n in range(8)]
-    witness = listen(child, "witness")
-    for one in gone:
-        one.close()
-    fence(root)
-    unregistered = [Listener(f"unregistered #{n}") for n in range(64)]
-    memcg_oom(child)
-    if not witness.wait(PATIENCE):
-        raise Unproven("an OOM of a memcg signalled none of its listeners")
-    stays_silent(root, *unregistered, after=MEMCG_OOM)
-    for one in unregistered:
-        one.on(child)
-    alive_on(child, *unregistered)
+        one.on(home)
+    if below:
+        alive_on(home, *unregistered)
+    else:
+        alive_on_root(*unregistered)
     for one in unregistered:
         one.close()
 

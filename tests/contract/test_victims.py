@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import pytest
 
@@ -207,13 +208,10 @@ def test_an_oom_of_one_node_kills_nobody_of_another(root: Memcg, listen: Listen)
         populate(MIB)
         sleep_forever()
 
-    def here() -> None:
-        numa.bind(numa.nodes()[0])
-        exhaust()
-
     other = Child(elsewhere, root)
     try:
-        system_oom(allocator=root, body=here, score=VICTIM // 2)
+        body = partial(numa.exhaust_node, numa.nodes()[0])
+        system_oom(allocator=root, body=body, score=VICTIM // 2)
         assert other.alive(), "an OOM of one node killed somebody who is bound to another"
     finally:
         other.kill()
