@@ -31,6 +31,7 @@ MARKERS = (
     "clause(id): the clause of the contract that the test holds",
     "system_oom: causes a system OOM, a sysrq kill or a panic; only in a guest or when allowed",
     "profile(name): the kind of machine that the test needs",
+    "pristine: needs a machine in which no other test has run",
     "dies(panic, armed, shows, otherwise): ends its machine; judged by what that printed",
 )
 

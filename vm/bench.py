@@ -111,7 +111,8 @@ class _Bench:
 
         :raises UserError: if it does not pass: its time would mean nothing.
         """
-        result = self.dispatcher.run(nodeid, warm, 60 * snapshot.scale(self.accel), None)
+        limit = 60 * snapshot.scale(self.accel)
+        result = self.dispatcher.run(dispatch.Task(nodeid, warm, limit))
         if result.crash or any(report["outcome"] != "passed" for report in result.reports):
             raise UserError(f"bench: {nodeid} does not pass on {self.kernel.name}")
 

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Run single tests in machines restored from snapshots, the next machine restored ahead."""
+"""Run single tests in machines restored from snapshots, the next machine restored ahead.
+
+A machine is thrown away after its test. Those of one group may share one, as long as they pass and
+leave it as they found it (vm/guest/remains.py).
+"""
 
 from __future__ import annotations
 
@@ -31,6 +35,33 @@ def seed() -> str:
     return os.environ.get("OOMTEST_SEED") or str(random.SystemRandom().getrandbits(32))
 
 
+@dataclass(frozen=True)
+class Task:
+    """A test to run.
+
+    :ivar nodeid: as the guest's session has collected it.
+    :ivar snapshot: where its machine comes from.
+    :ivar limit: seconds it may take in the guest before the host gives up on it.
+    :ivar mutant: the mistake that a kernel of the flavour ``mutants`` is to make.
+    :ivar group: those of the same may share a machine; without one a test shares it with none.
+    """
+
+    nodeid: str
+    snapshot: Snapshot
+    limit: float
+    mutant: int = 0
+    group: str = ""
+
+    def shares(self, other: Task | None) -> bool:
+        """Whether the other may run in the machine that this one has run in."""
+        mine = (self.snapshot, self.mutant, self.group)
+        return (
+            other is not None
+            and self.group != ""
+            and mine == (other.snapshot, other.mutant, other.group)
+        )
+
+
 @dataclass
 class Result:
     """What came back of one test.
@@ -39,12 +70,21 @@ class Result:
     :ivar crash: how the machine was lost, if it was.
     :ivar console: what the kernel printed meanwhile.
     :ivar seconds: wall time, from taking a machine to its last record.
+    :ivar before: the tests that had run in that machine before.
+    :ivar left: what the test did not leave as it was, if that was asked.
     """
 
     reports: list[dict[str, Any]] = field(default_factory=list)
     crash: Crash | None = None
     console: str = ""
     seconds: float = 0.0
+    before: list[str] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
+
+    def clean(self) -> bool:
+        """Whether the machine is as good as a new one."""
+        well = all(report["outcome"] != "failed" for report in self.reports)
+        return well and self.crash is None and not self.left
 
 
 class Dispatcher:
@@ -53,6 +93,7 @@ class Dispatcher:
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
         self._ahead: tuple[Snapshot, asyncio.Task[qemu.Machine]] | None = None
+        self._kept: tuple[Task, qemu.Machine] | None = None
 
     def __enter__(self) -> Dispatcher:
         return self
@@ -73,52 +114,52 @@ class Dispatcher:
         self._loop.close()
 
     async def _drop(self) -> None:
+        if self._kept:
+            _, machine = self._kept
+            self._kept = None
+            await machine.kill()
         if self._ahead is None:
             return
-        _, task = self._ahead
+        _, coming = self._ahead
         self._ahead = None
-        task.cancel()
+        coming.cancel()
         with contextlib.suppress(asyncio.CancelledError, LostVM):
-            await (await task).kill()
+            await (await coming).kill()
 
-    async def _take(self, snapshot: Snapshot) -> qemu.Machine:
-        if self._ahead and self._ahead[0] == snapshot:
-            _, task = self._ahead
+    async def _take(self, task: Task) -> qemu.Machine:
+        if self._kept and self._kept[0].shares(task):
+            _, machine = self._kept
+            self._kept = None
+            return machine
+        if not self._kept and self._ahead and self._ahead[0] == task.snapshot:
+            _, coming = self._ahead
             self._ahead = None
-            return await task
+            return await coming
         await self._drop()
-        return await snapshot.restore()
+        return await task.snapshot.restore()
 
-    def run(
-        self,
-        nodeid: str,
-        snapshot: Snapshot,
-        limit: float,
-        then: Snapshot | None,
-        mutant: int = 0,
-    ) -> Result:
-        """Run one test in a pristine machine.
+    def run(self, task: Task, then: Task | None = None) -> Result:
+        """Run one test.
 
-        :param nodeid: as the guest's session has collected it.
-        :param snapshot: where the machine comes from.
-        :param limit: seconds the test may take in the guest before the host gives up on it.
-        :param then: the snapshot that the next test will want, restored meanwhile.
-        :param mutant: the mistake that a kernel of the flavour ``mutants`` is to make.
+        :param task: the test.
+        :param then: the next one: its machine is restored meanwhile, or it gets this one.
         :returns: reports and, if the machine was lost, how.
         :raises LostVM: if no machine could be restored.
         """
-        result: Result = self.wait(self._run(nodeid, snapshot, limit, then, mutant))
+        result: Result = self.wait(self._run(task, then))
         return result
 
-    async def _run(
-        self, nodeid: str, snapshot: Snapshot, limit: float, then: Snapshot | None, mutant: int
-    ) -> Result:
-        result = Result()
+    async def _run(self, task: Task, then: Task | None) -> Result:
         began = time.monotonic()
-        machine = await self._take(snapshot)
+        machine = await self._take(task)
+        result = Result(before=list(machine.ran))
+        sharing, kept = task.shares(then), False
         try:
-            await machine.send(id=nodeid, mutant=mutant, seed=seed())
-            result.crash = await self._follow(machine, snapshot.spec.accel, limit, then, result)
+            machine.turn(task.nodeid)
+            await machine.send(id=task.nodeid, mutant=task.mutant, seed=seed(), keep=sharing)
+            ahead = then.snapshot if then and not sharing else None
+            result.crash = await self._follow(machine, task, ahead, result)
+            kept = sharing and result.clean()
         except LostVM:
             # The line closes a moment before the process is gone and its console complete.
             with contextlib.suppress(TimeoutError):
@@ -126,20 +167,22 @@ class Dispatcher:
             result.crash = outcome.lost(machine.printed(), machine.complaint())
         finally:
             result.console = machine.printed()
-            await machine.kill()
+            if kept:
+                self._kept = (task, machine)
+            else:
+                await machine.kill()
         result.seconds = time.monotonic() - began
         return result
 
     async def _follow(
         self,
         machine: qemu.Machine,
-        accel: str,
-        limit: float,
-        then: Snapshot | None,
+        task: Task,
+        ahead: Snapshot | None,
         result: Result,
     ) -> Crash | None:
         """Collect records until the test is finished; says how it was lost if it was."""
-        factor = scale(accel)
+        factor, limit = scale(task.snapshot.spec.accel), task.limit
         began = time.monotonic()
         pinged, seen = False, 0
         while True:
@@ -161,11 +204,12 @@ class Dispatcher:
             if event == "pong" and spent + PING * factor >= limit:
                 return outcome.stuck(str(record["text"]), spent, machine.printed())
             pinged = False
-            if event == "started" and then and not self._ahead:
-                self._ahead = (then, asyncio.ensure_future(then.restore()))
+            if event == "started" and ahead and not self._ahead:
+                self._ahead = (ahead, asyncio.ensure_future(ahead.restore()))
             elif event == "report":
                 result.reports.append(record["data"])
             elif event == "finished":
+                result.left = record["left"]
                 return None
             elif event == "worker-died":
                 return outcome.worker_died(record, machine.printed())

@@ -104,7 +104,8 @@ def _ask(image: Path, arguments: Sequence[str], out: IO[str]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as directory:
         target = Path(directory, "verdict.json")
         command = [*run.END_WITH_US, sys.executable, "-m", "vm", "run", f"--kernel={image}"]
-        command += [f"--json={target}", *arguments]
+        # What is seen twice must not depend on which tests have run before.
+        command += [f"--json={target}", "--pristine", *arguments]
         if "vm.first" in arguments:
             command.append(f"--decided={Path(directory, 'decided')}")
         code = subprocess.run(command, cwd=ROOT, stdout=out, check=False).returncode

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The host's pytest plugin: with ``--kernel``, each test runs in a pristine machine of its own.
+"""The host's pytest plugin: with ``--kernel``, tests run in guests of that kernel.
 
 Collection is pytest's. For each item the runtest protocol is replaced: the item's id goes to a
 guest, and the reports that come back are emitted as if the test had run here, so that selection,
@@ -9,6 +9,7 @@ no fixture runs on the host.
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from typing import Any
 import pytest
 from _pytest.reports import TestReport
 
-from vm import deaths, dispatch, outcome, results, run, snapshot, stubs, verdict
+from vm import deaths, dispatch, outcome, results, run, stubs, verdict
 from vm.errors import INCONCLUSIVE, HostError, LostVM, UserError
 from vm.outcome import Crash
 from vm.target import Target, split
@@ -55,6 +56,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="DIR",
         help="where a --kernel that was not built here was built, or its headers: the white-box "
         "module is built against it; may be repeated",
+    )
+    group.addoption(
+        "--pristine",
+        action="store_true",
+        help="a new machine for each test; otherwise a file's tests of one clause, one after the "
+        "other, share one as long as they pass and leave it as they found it",
     )
     group.addoption("--json", metavar="FILE", help="write the verdict to FILE as data")
     group.addoption("--html", metavar="FILE", help="write the verdict to FILE to be read")
@@ -240,11 +247,22 @@ class Guests:
             ),
         )
 
-    def _machine(self, item: pytest.Item | None) -> snapshot.Snapshot | None:
+    def _task(self, item: pytest.Item | None) -> dispatch.Task | None:
+        """What the dispatcher is to run; None for what does not run in a guest."""
         if item is None or item.nodeid not in self.routes:
             return None
-        marker = item.get_closest_marker("profile")
-        return self.routes[item.nodeid][0].machine(marker.args[0] if marker else "default")
+        target, nodeid = self.routes[item.nodeid]
+        profile, clause, timeout = map(item.get_closest_marker, ("profile", "clause", "timeout"))
+        alone = self.config.getoption("--pristine") or any(
+            map(item.get_closest_marker, ("pristine", "dies"))
+        )
+        return dispatch.Task(
+            nodeid,
+            target.machine(profile.args[0] if profile else "default"),
+            target.limit(float(timeout.args[0]) if timeout and timeout.args else None),
+            target.mutant,
+            "" if alone or not clause else f"{item.path}:{clause.args[0]}",
+        )
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_timeout_set_timer(self, item: pytest.Item) -> bool | None:
@@ -257,19 +275,17 @@ class Guests:
     ) -> bool | None:
         if item.nodeid not in self.routes:
             return None
-        target, nodeid = self.routes[item.nodeid]
+        target, _ = self.routes[item.nodeid]
         item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
         began = time.time()
-        marker = item.get_closest_marker("timeout")
-        limit = target.limit(float(marker.args[0]) if marker and marker.args else None)
         deadly = item.get_closest_marker("system_oom") is not None
         try:
-            here, then = self._machine(item), self._machine(nextitem)
-            assert here is not None
+            task, then = self._task(item), self._task(nextitem)
+            assert task is not None
             if deadly and self.hung[target.name] >= ENOUGH:
                 result = dispatch.Result(crash=Crash("skipped", TIRED))
             else:
-                result = self.dispatcher.run(nodeid, here, limit, then, target.mutant)
+                result = self.dispatcher.run(task, then)
         except (LostVM, UserError) as error:
             result = dispatch.Result(crash=Crash("lost", str(error)))
         if deadly and result.crash and result.crash.kind in {"hang", "stuck"}:
@@ -278,8 +294,10 @@ class Guests:
             report.nodeid = item.nodeid
             report.user_properties.append(("kernel", target.name))
             silent = ("outcome", "silent") in report.user_properties
-            if report.failed and not silent and result.console.strip():
-                report.sections.append(("Kernel console", outcome.tail(result.console)))
+            if report.failed and not silent:
+                if result.console.strip():
+                    report.sections.append(("Kernel console", outcome.tail(result.console)))
+                report.sections.append(("To see it again", self._again(item, result)))
             self._show(report)
             item.ihook.pytest_runtest_logreport(report=report)
         item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
@@ -332,9 +350,7 @@ class Guests:
         text = None
         properties = list(item.user_properties)
         if crash:
-            target, nodeid = self.routes[item.nodeid]
-            again = f"./oomtest run --kernel {target.name} -- '{nodeid}'"
-            text = f"{crash.kind}: {crash.reason}\nto see it again: {again}"
+            text = f"{crash.kind}: {crash.reason}"
             properties.append(("outcome", crash.kind))
         return TestReport(
             nodeid=item.nodeid,
@@ -348,6 +364,12 @@ class Guests:
             stop=began + seconds,
             user_properties=properties,
         )
+
+    def _again(self, item: pytest.Item, result: dispatch.Result) -> str:
+        """The command that runs a test as it has run, after the same tests in the same machine."""
+        target, nodeid = self.routes[item.nodeid]
+        command = ["./oomtest", "run", "--kernel", target.name, "-n", "0", "--"]
+        return shlex.join([*command, *result.before, nodeid])
 
     def _skipped(self, item: pytest.Item, why: str, began: float) -> TestReport:
         """A report of a test that was not run."""

@@ -101,11 +101,14 @@ class Machine:
     """A running guest. Use :meth:`start`, and :meth:`kill` whatever happens.
 
     :ivar console: what the guest printed on its first serial port.
+    :ivar ran: the tests that have run in it.
     """
 
     def __init__(self, process: subprocess.Popen[bytes], console: IO[bytes]) -> None:
         self.process = process
         self.console = console
+        self.ran: list[str] = []
+        self._page = 0
         self.qmp = QMPClient("oomtest")
         self.reader: asyncio.StreamReader
         self.writer: asyncio.StreamWriter
@@ -273,9 +276,16 @@ class Machine:
                     return record
 
     def printed(self) -> str:
-        """All that the guest printed on its console since the machine was started."""
-        size = os.fstat(self.console.fileno()).st_size
-        return os.pread(self.console.fileno(), size, 0).decode(errors="replace").replace("\r", "")
+        """What the guest printed on its console, since the last :meth:`turn` if there was one."""
+        size = os.fstat(self.console.fileno()).st_size - self._page
+        text = os.pread(self.console.fileno(), size, self._page)
+        return text.decode(errors="replace").replace("\r", "")
+
+    def turn(self, test: str) -> None:
+        """A test is about to run; after another one, with a new page of the console."""
+        if self.ran:
+            self._page = os.fstat(self.console.fileno()).st_size
+        self.ran.append(test)
 
     def complaint(self) -> str:
         """QEMU's last words, once it has ended."""

@@ -174,6 +174,7 @@ def test_kill_is_counted_where_the_victim_lived(
 
 
 @pytest.mark.clause("K6")
+@pytest.mark.pristine
 @pytest.mark.parametrize("cause", ["system OOM", "sysrq-f"])
 def test_the_highest_score_dies_and_nobody_else(
     root: Memcg, memcg: Make, listen: Listen, cause: str

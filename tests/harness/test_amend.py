@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.harness.conftest import LIMIT, REFERENCE
-from vm.dispatch import Dispatcher
+from vm.dispatch import Dispatcher, Task
 from vm.suite import Suite
 from vm.target import Target
 
@@ -57,14 +57,14 @@ def test_a_changed_test_needs_no_new_collection() -> None:
         machine = target.machine("default")
         assert told == []
         assert {**machine.facts(), "suite": None} == {**whole, "suite": None}
-        result = dispatcher.run(f"{HELD}::test_amended", machine, 60.0, None)
+        result = dispatcher.run(Task(f"{HELD}::test_amended", machine, 60.0))
         (failed,) = [report for report in result.reports if report["outcome"] == "failed"]
         message = failed["longrepr"]["reprcrash"]["message"]
         assert message.startswith("AssertionError: it has changed\nassert <memcg ")
         assert ["clause", "N7"] in failed["user_properties"]
-        gone = dispatcher.run(f"{HELD}::test_refusals_signal_nobody", machine, 60.0, None)
+        gone = dispatcher.run(Task(f"{HELD}::test_refusals_signal_nobody", machine, 60.0))
         assert gone.crash is not None
-        other = dispatcher.run(OTHER, machine, 60.0, None)
+        other = dispatcher.run(Task(OTHER, machine, 60.0))
         assert {report["outcome"] for report in other.reports} == {"passed"}
     finally:
         dispatcher.close()

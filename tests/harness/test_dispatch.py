@@ -4,16 +4,19 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from vm import dispatch
-from vm.dispatch import Dispatcher, Result
+from vm import dispatch, qemu
+from vm.dispatch import Dispatcher, Result, Task
 from vm.outcome import Crash
+from vm.snapshot import Snapshot
 
-STARTED, FINISHED = {"event": "started"}, {"event": "finished"}
+SPEC = qemu.Spec(Path("bzImage"), Path("initramfs"), "kvm")
+STARTED, FINISHED = {"event": "started"}, {"event": "finished", "left": []}
 PONG = {"event": "pong", "text": "tasks 57:R:-"}
 REPORT = {"event": "report", "data": {"when": "call"}}
 DIED = {"event": "worker-died", "pid": 49, "status": -9}
@@ -69,7 +72,8 @@ def follow(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> tuple[Crash | None,
     dispatcher = Dispatcher()
     try:
         machine: Any = guest
-        what = dispatcher._follow(machine, "kvm", LIMIT, None, result)
+        task = Task("test", Snapshot(Path("here"), SPEC), LIMIT)
+        what = dispatcher._follow(machine, task, None, result)
         return dispatcher.wait(asyncio.wait_for(what, 10)), result
     finally:
         dispatcher.close()

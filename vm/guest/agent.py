@@ -30,7 +30,7 @@ import cgroupspy
 import pytest
 import pytest_timeout
 from _pytest.runner import runtestprotocol
-from oomtest_guest import init
+from oomtest_guest import init, remains
 
 SUITE = "/suite"
 PAGE = 4096
@@ -146,6 +146,7 @@ class Agent:
             leave_behind(understudy)
         leave_behind(lambda: ballast(self.free))
         init.say(self.port, "collected", ids=list(items))
+        found: dict[str, object] = {}
         for command in self.asked:
             if "amend" in command:
                 items = self.amend(session, items, command)
@@ -161,9 +162,12 @@ class Agent:
                 init.say(self.port, "fault", text="this kernel has no mutants to choose from")
                 continue
             os.environ["OOMTEST_SEED"] = str(command["seed"])
+            if command["keep"]:
+                found = found or remains.look()
             init.say(self.port, "started", id=item.nodeid)
             item.config.hook.pytest_runtest_protocol(item=item, nextitem=None)
-            init.say(self.port, "finished", id=item.nodeid)
+            left = remains.left(found) if command["keep"] else []
+            init.say(self.port, "finished", id=item.nodeid, left=left)
         return True
 
     def amend(
