@@ -60,8 +60,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--pristine",
         action="store_true",
-        help="a new machine for each test; otherwise a file's tests of one clause, one after the "
-        "other, share one as long as they pass and leave it as they found it",
+        help="a new machine for each test; otherwise those of one clause, one after the other, "
+        "share one as long as they pass and leave it as they found it",
     )
     group.addoption("--json", metavar="FILE", help="write the verdict to FILE as data")
     group.addoption("--html", metavar="FILE", help="write the verdict to FILE to be read")
@@ -239,13 +239,16 @@ class Guests:
                     one = OnKernel.from_parent(item.parent, item=item, kernel=target.name)
                 self.routes[one.nodeid] = (target, item.nodeid)
                 routed.append(one)
-        order = list(self.targets)
-        items[:] = sorted(
-            routed,
-            key=lambda one: (
-                order.index(self.routes[one.nodeid][0].name) if one.nodeid in self.routes else -1
-            ),
-        )
+        places = {name: n for n, name in enumerate(self.targets)}
+        items[:] = sorted(routed, key=lambda one: self._place(one, places))
+
+    def _place(self, item: pytest.Item, kernels: dict[str, int]) -> tuple[object, ...]:
+        """By kernel, and there those that may share a machine beside each other."""
+        if item.nodeid not in self.routes:
+            return (-1,)
+        profile, clause = map(item.get_closest_marker, ("profile", "clause"))
+        kernel = kernels[self.routes[item.nodeid][0].name]
+        return (kernel, clause.args[0] if clause else "", profile.args[0] if profile else "")
 
     def _task(self, item: pytest.Item | None) -> dispatch.Task | None:
         """What the dispatcher is to run; None for what does not run in a guest."""
@@ -261,7 +264,7 @@ class Guests:
             target.machine(profile.args[0] if profile else "default"),
             target.limit(float(timeout.args[0]) if timeout and timeout.args else None),
             target.mutant,
-            "" if alone or not clause else f"{item.path}:{clause.args[0]}",
+            "" if alone or not clause else clause.args[0],
         )
 
     @pytest.hookimpl(tryfirst=True)

@@ -111,13 +111,14 @@ def kept(
 @pytest.mark.system_oom
 def test_removed_memcgs_are_let_go(root: Memcg, memcg: Make, listen: Listen) -> None:
     listen(root, "root")
-    if kept(memcg, heard=False) > KEPT:
-        raise Inconclusive(f"of {GONE} memcgs removed at once, some are still kept")
     left = kept(memcg)
+    if left > KEPT and kept(memcg, heard=False) > KEPT:
+        raise Inconclusive(f"of {GONE} memcgs removed at once, some are kept")
     assert left <= KEPT, f"{left} of {GONE} memcgs are kept that had a listener before removal"
-    if kept(memcg, memcg_oom) > KEPT:
-        raise Inconclusive(f"of {GONE} memcgs removed after an OOM of theirs, some are still kept")
+    # Two seconds: as long as the OOM reaper holds on to a victim (mm/oom_kill.c, 5.18).
     left = kept(memcg, lambda home: system_oom(allocator=home))
+    if left > KEPT and kept(memcg, memcg_oom) > KEPT:
+        raise Inconclusive(f"of {GONE} memcgs removed after an OOM of theirs, some are kept")
     assert left <= KEPT, f"{left} of {GONE} memcgs are kept that saw a system OOM before removal"
 
 
