@@ -129,12 +129,13 @@ class Whitebox:
         """
         put(DEVICE, f"hold {size // os.sysconf('SC_PAGE_SIZE')} {int(report)}")
 
-    def slow(self, microseconds: int) -> None:
+    def slow(self, microseconds: int, *, everybody: bool = False) -> None:
         """Delay every eventfd's signal that comes from within out_of_memory().
 
         :param microseconds: by how much; 0 not at all.
+        :param everybody: whether to delay all the others as well.
         """
-        put(DEVICE, f"slow {microseconds}")
+        put(DEVICE, f"slow {microseconds} {int(everybody)}")
 
 
 def _why_absent() -> str:

@@ -16,9 +16,10 @@
  *	hold PAGES REPORT
  *		Keep that many pages and free them from within the next such call, as an OOM notifier
  *		does. With REPORT 0 it keeps that to itself, so that out_of_memory() goes on.
- *	slow MICROSECONDS
+ *	slow MICROSECONDS EVERYBODY
  *		Delay each eventfd's signal that comes from within such a call, as an interrupt might:
  *		what walks a list of listeners without holding on to it then meets those who leave.
+ *		With EVERYBODY 1 delay all other signals, too.
  *
  * read(2) gives the counters, one "NAME VALUE" a line.
  */
@@ -92,10 +93,11 @@ static struct kprobe entry = {
 };
 
 static unsigned long delay;	/* in microseconds */
+static bool delay_all;
 
 static int on_signal(struct kprobe *probe, struct pt_regs *regs)
 {
-	if (READ_ONCE(delay) && READ_ONCE(entered_by) == current)
+	if (READ_ONCE(delay) && (READ_ONCE(delay_all) || READ_ONCE(entered_by) == current))
 		udelay(READ_ONCE(delay));
 	return 0;
 }
@@ -281,7 +283,8 @@ static int obey(const char *line)
 		return alloc(mask, context, small, number);
 	if (sscanf(line, "hold %lu %u", &number, &small) == 2)
 		return hold(number, small);
-	if (sscanf(line, "slow %lu", &number) == 1) {
+	if (sscanf(line, "slow %lu %u", &number, &small) == 2) {
+		WRITE_ONCE(delay_all, small);
 		WRITE_ONCE(delay, number);
 		return 0;
 	}

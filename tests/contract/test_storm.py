@@ -11,15 +11,20 @@ import pytest
 
 from helpers.bursts import burst
 from helpers.evidence import Silent
+from helpers.hogs import SPARED, exhaust, touch
 from helpers.judge import PATIENCE, SETTLE, fires, settled
 from helpers.listeners import Listener
 from helpers.memcgs import Memcg
 from helpers.storm import Storm
-from helpers.triggers import fence, system_oom
+from helpers.triggers import MUCH, SMALL, fence, hog_at_limit, system_oom
+from helpers.waiters import poll
+from helpers.whitebox import Whitebox
 
 pytestmark = pytest.mark.system_oom
 
 STEPS = 60
+CROWD = 100
+SLOWLY = 10_000  # microseconds
 
 
 @pytest.mark.clause("P12")
@@ -62,6 +67,46 @@ def test_storm(root: Memcg, listen: Callable[..., Listener], storm: Storm) -> No
     system_oom(allocator=root)
     for one in (first, last):
         assert one.wait(PATIENCE), f"{one.name}: no longer signalled by a system OOM"
+
+
+@pytest.mark.clause("S1")
+def test_system_oom_while_a_memcg_oom_is_told(
+    root: Memcg,
+    memcg: Callable[..., Memcg],
+    listen: Callable[..., Listener],
+    whitebox: Whitebox,
+) -> None:
+    """A memcg OOM walks the lists of its tree with a lock held that is there for all of them
+    (memcg_oom_lock, mm/memcontrol.c).
+    """
+    child, listener = memcg(), listen(root, "root")
+    child.disable_killer()
+    herald, crowd = listen(child, "told first"), listen(child, "told for long")
+    for _ in range(CROWD):
+        crowd.on(child)
+    herald.on(child)  # at whichever end the walk begins
+    begin, go = os.pipe()
+
+    def wait_and_fault() -> None:
+        os.read(begin, 1)
+        touch(MUCH)
+
+    def exhaust_meanwhile() -> None:
+        os.write(go, b".")
+        poll(herald.fd)
+        exhaust()
+
+    # With room to wait in: a fork alone runs into the usual limit.
+    hog = hog_at_limit(child, limit=4 * SMALL, body=wait_and_fault, score=SPARED)
+    whitebox.slow(SLOWLY, everybody=True)
+    try:
+        system_oom(allocator=root, body=exhaust_meanwhile)
+        fires(listener)
+    finally:
+        whitebox.slow(0)
+        hog.kill()
+        os.close(begin)
+        os.close(go)
 
 
 def reconcile(root: Memcg, storm: Storm, total: int) -> None:
