@@ -8,7 +8,8 @@ import time
 from collections.abc import Sequence
 
 from helpers import gate
-from helpers.evidence import Silent, Unproven
+from helpers.evidence import Kill, Kmsg, Silent, Unproven, kills, meminfo
+from helpers.hogs import CHUNK, Child, populate
 from helpers.listeners import Listener
 from helpers.memcgs import Memcg
 from helpers.triggers import fence, memcg_oom, remove, system_oom
@@ -164,6 +165,47 @@ def alive_on(memcg: Memcg, *listeners: Listener) -> None:
     for one in listeners:
         if not one.wait(max(0.0, deadline - time.monotonic())):
             raise Unproven(f"silent as it should be, but so is {one.name} in an OOM of {memcg}")
+
+
+def somebody_dies(memcg: Memcg | None = None) -> None:
+    """A hog that wants more memory than there is gets somebody killed.
+
+    Where :func:`helpers.triggers.system_oom` only finds no proof, this is a judgement.
+
+    :param memcg: where the hog lives; the worker's own if None.
+    :raises Forbidden: unless system OOMs are allowed.
+    :raises AssertionError: if nobody is, and the hog stands still or has got it all.
+    """
+    gate.require("a system OOM")
+    more = (meminfo("MemTotal") + meminfo("SwapTotal")) // CHUNK + 1
+
+    def body() -> None:
+        for _ in range(more):
+            populate(CHUNK)
+
+    def filled() -> str:
+        try:
+            with open(f"/proc/{hog.pid}/statm", encoding="ascii") as file:
+                return file.read().split()[1]
+        except OSError:  # it has just gone
+            return ""
+
+    kmsg = Kmsg()
+    hog = Child(body, memcg)
+    try:
+        held, since = filled(), time.monotonic()
+        while hog.alive() and time.monotonic() - since < 4 * PATIENCE:
+            time.sleep(0.05)
+            now = filled()
+            if now != held:
+                held, since = now, time.monotonic()
+        kmsg.wait(lambda lines: Kill(hog.pid, memcg=False) in kills(lines), 1)
+        somebody = any(not kill.memcg for kill in kills(kmsg.lines))
+        how = "stands still" if hog.alive() else f"ended with status {hog.status}"
+        assert somebody, f"all memory was asked for and more, the hog {how}, nobody was killed"
+    finally:
+        hog.kill()
+        kmsg.close()
 
 
 def _names(listeners: Sequence[Listener]) -> str:

@@ -15,7 +15,7 @@ import pytest
 
 from helpers.evidence import Unproven
 from helpers.hogs import SPARED, Child
-from helpers.judge import PATIENCE
+from helpers.judge import PATIENCE, somebody_dies
 from helpers.listeners import Listener, register
 from helpers.memcgs import Memcg
 from helpers.triggers import system_oom
@@ -53,7 +53,7 @@ def test_without_the_controller() -> None:
             libc.umount(target.encode())
     assert not mounted, "the memory controller is off, and can be mounted"
     for _ in range(2):
-        system_oom()
+        somebody_dies()
 
 
 def unprivileged() -> None:

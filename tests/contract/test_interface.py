@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 
 from helpers.evidence import Unproven
-from helpers.judge import PATIENCE, alive_on_root, stays_silent
+from helpers.judge import PATIENCE, alive_on_root, somebody_dies, stays_silent
 from helpers.listeners import Listener, register
 from helpers.memcgs import Memcg, write
 from helpers.triggers import memcg_oom, sysrq_kill, system_oom
@@ -52,7 +52,7 @@ def test_roots_killer_cannot_be_disabled_while_somebody_listens(
 @pytest.mark.system_oom
 def test_system_oom_still_kills_after_an_attempt(root: Memcg) -> None:
     write(root.file("memory.oom_control"), "1")
-    system_oom(allocator=root)
+    somebody_dies(root)
     assert root.oom_control().oom_kill_disable == 0, "the attempt took effect"
 
 

@@ -13,9 +13,9 @@ from functools import partial
 import pytest
 
 from helpers import gate, numa
-from helpers.evidence import SYSRQ, Inconclusive, Kill, Kmsg, kills, meminfo, vmstat
-from helpers.hogs import CHUNK, SPARED, VICTIM, Bait, Child, exhaust, populate, sleep_forever, touch
-from helpers.judge import PATIENCE, fires
+from helpers.evidence import SYSRQ, Inconclusive, Kill, Kmsg, kills, vmstat
+from helpers.hogs import SPARED, VICTIM, Bait, Child, exhaust, populate, sleep_forever, touch
+from helpers.judge import fires, somebody_dies
 from helpers.listeners import Listener
 from helpers.memcgs import MIB, Memcg
 from helpers.preflight import sysctl
@@ -218,42 +218,10 @@ def test_an_oom_of_one_node_kills_nobody_of_another(root: Memcg, listen: Listen)
         other.kill()
 
 
-def capacity() -> int:
-    """All the memory there is, swap included, in bytes."""
-    return meminfo("MemTotal") + meminfo("SwapTotal")
-
-
-def filled(pid: int) -> int:
-    """How many pages a process holds."""
-    with open(f"/proc/{pid}/statm", encoding="ascii") as file:
-        return int(file.read().split()[1])
-
-
 @pytest.mark.clause("K6")
 def test_a_hog_beyond_capacity_does_not_go_on(root: Memcg, listen: Listen) -> None:
     listen(root, "root")
-    more = capacity() // CHUNK + 1
-
-    def body() -> None:
-        for _ in range(more):
-            populate(CHUNK)
-
-    kmsg = Kmsg()
-    hog = Child(body, root)
-    try:
-        held, since = filled(hog.pid), time.monotonic()
-        while hog.alive() and time.monotonic() - since < 4 * PATIENCE:
-            time.sleep(0.05)
-            now = filled(hog.pid) if hog.alive() else held
-            if now != held:
-                held, since = now, time.monotonic()
-        kmsg.wait(lambda lines: Kill(hog.pid, memcg=False) in kills(lines), 1)
-        somebody = any(not kill.memcg for kill in kills(kmsg.lines))
-        how = "stands still" if hog.alive() else f"ended with status {hog.status}"
-        assert somebody, f"all memory was asked for and more, the hog {how}, nobody was killed"
-    finally:
-        hog.kill()
-        kmsg.close()
+    somebody_dies(root)
 
 
 @pytest.mark.clause("S3")
