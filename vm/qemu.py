@@ -282,8 +282,11 @@ class Machine:
         return text.decode(errors="replace").replace("\r", "")
 
     def turn(self, test: str) -> None:
-        """A test is about to run; after another one, with a new page of the console."""
-        if self.ran:
+        """A test is about to run; after another one, with a new page of the console.
+
+        What has killed the machine meanwhile stays on it.
+        """
+        if self.ran and self.process.poll() is None:
             self._page = os.fstat(self.console.fileno()).st_size
         self.ran.append(test)
 

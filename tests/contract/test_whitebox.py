@@ -7,6 +7,7 @@ import os
 import re
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 
 import pytest
 
@@ -162,9 +163,14 @@ def test_allocation_that_may_fail_keeps_root_silent(
     root: Memcg, listen: Listen, whitebox: Whitebox, gfp: str, order: int, context: str
 ) -> None:
     listener = listen(root, "root")
-    counts = unkilled(whitebox, lambda: whitebox.alloc(gfp, order=order, context=context))
-    if counts.calls or not counts.refused:
-        raise Inconclusive(f"the allocation did not just fail: {counts}")
+    for _ in range(TRIES):
+        listener.count()
+        with suppress(Inconclusive):  # somebody else may run out of memory meanwhile
+            counts = unkilled(whitebox, lambda: whitebox.alloc(gfp, order=order, context=context))
+            if counts.refused and not counts.calls:
+                break
+    else:
+        raise Inconclusive("the allocation never just failed")
     stays_silent(root, listener, after="an allocation that failed")
     alive_on_root(listener)
 
@@ -178,18 +184,20 @@ def test_allocation_that_may_fail_kills_nobody(
     root: Memcg, listen: Listen, whitebox: Whitebox, gfp: str, order: int, told: str
 ) -> None:
     listen(root, "root")
-    kmsg, bait = Kmsg(), Bait(root, MIB)
-    child = Child(lambda: whitebox.alloc(gfp, order=order), root, score=0)
-    child.wait()
-    child.kill()
-    bait.kill()
-    os.close(bait.tether)
-    lines = kmsg.read()
-    kmsg.close()
-    invoked = [line for line in lines if "invoked oom-killer" in line and told in line]
-    assert not invoked, f"an allocation that may fail ran into the OOM killer: {invoked[0]}"
-    if kills(lines) or not whitebox.counts().refused:
-        raise Inconclusive("the allocation did not just fail")
+    for _ in range(TRIES):
+        kmsg, bait = Kmsg(), Bait(root, MIB)
+        child = Child(lambda: whitebox.alloc(gfp, order=order), root, score=0)
+        child.wait()
+        child.kill()
+        bait.kill()
+        os.close(bait.tether)
+        lines = kmsg.read()
+        kmsg.close()
+        invoked = [line for line in lines if "invoked oom-killer" in line and told in line]
+        assert not invoked, f"an allocation that may fail ran into the OOM killer: {invoked[0]}"
+        if not kills(lines) and whitebox.counts().refused:
+            return
+    raise Inconclusive("the allocation never just failed")
 
 
 @pytest.mark.clause("P8")
