@@ -98,6 +98,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = filter(asked, items)
 
 
+def _argument(item: pytest.Item, marker: str) -> Any:
+    """What stands in a marker of a test; None without one."""
+    found = item.get_closest_marker(marker)
+    return found.args[0] if found and found.args else None
+
+
 class OnKernel(pytest.Item):
     """An item again, with the kernel in its id; it never runs on the host.
 
@@ -246,25 +252,23 @@ class Guests:
         """By kernel, and there those that may share a machine beside each other."""
         if item.nodeid not in self.routes:
             return (-1,)
-        profile, clause = map(item.get_closest_marker, ("profile", "clause"))
         kernel = kernels[self.routes[item.nodeid][0].name]
-        return (kernel, clause.args[0] if clause else "", profile.args[0] if profile else "")
+        return (kernel, _argument(item, "clause") or "", _argument(item, "profile") or "")
 
     def _task(self, item: pytest.Item | None) -> dispatch.Task | None:
         """What the dispatcher is to run; None for what does not run in a guest."""
         if item is None or item.nodeid not in self.routes:
             return None
         target, nodeid = self.routes[item.nodeid]
-        profile, clause, timeout = map(item.get_closest_marker, ("profile", "clause", "timeout"))
         alone = self.config.getoption("--pristine") or any(
             map(item.get_closest_marker, ("pristine", "dies"))
         )
         return dispatch.Task(
             nodeid,
-            target.machine(profile.args[0] if profile else "default"),
-            target.limit(float(timeout.args[0]) if timeout and timeout.args else None),
+            target.machine(_argument(item, "profile") or "default"),
+            target.limit(_argument(item, "timeout")),
             target.mutant,
-            "" if alone or not clause else clause.args[0],
+            "" if alone else _argument(item, "clause") or "",
         )
 
     @pytest.hookimpl(tryfirst=True)

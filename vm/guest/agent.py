@@ -145,8 +145,8 @@ class Agent:
         for _ in range(UNDERSTUDIES):
             leave_behind(understudy)
         leave_behind(lambda: ballast(self.free))
+        found = remains.look()
         init.say(self.port, "collected", ids=list(items))
-        found: dict[str, object] = {}
         for command in self.asked:
             if "amend" in command:
                 items = self.amend(session, items, command)
@@ -162,8 +162,6 @@ class Agent:
                 init.say(self.port, "fault", text="this kernel has no mutants to choose from")
                 continue
             os.environ["OOMTEST_SEED"] = str(command["seed"])
-            if command["keep"]:
-                found = found or remains.look()
             init.say(self.port, "started", id=item.nodeid)
             item.config.hook.pytest_runtest_protocol(item=item, nextitem=None)
             left = remains.left(found) if command["keep"] else []
