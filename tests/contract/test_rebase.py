@@ -86,6 +86,14 @@ def memcgs_there() -> int:
     raise Inconclusive("/proc/cgroups does not count the memcgs")
 
 
+def left_of(wanted: int, seconds: float) -> int:
+    """How many memcgs are there once they are no more than wanted, or the time is over."""
+    deadline = time.monotonic() + seconds
+    while memcgs_there() > wanted and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return memcgs_there()
+
+
 def kept(
     memcg: Make, cause: Callable[[Memcg], object] = lambda home: None, *, heard: bool = True
 ) -> int:
@@ -101,10 +109,7 @@ def kept(
         cause(home)
         remove(home)
         listener.close()
-    deadline = time.monotonic() + 3 * PATIENCE
-    while memcgs_there() > before + KEPT and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return memcgs_there() - before
+    return left_of(before + KEPT, 3 * PATIENCE) - before
 
 
 @pytest.mark.clause("K3")
@@ -113,10 +118,7 @@ def kept(
 def test_removed_memcgs_are_let_go(root: Memcg, memcg: Make, listen: Listen) -> None:
     listen(root, "root")
     # Those that others have removed go meanwhile, and would make up for what is kept.
-    deadline = time.monotonic() + PATIENCE
-    there = 1 + sum(len(directories) for _, directories, _ in os.walk(root.path))
-    while memcgs_there() > there and time.monotonic() < deadline:
-        time.sleep(0.05)
+    left_of(1 + sum(len(below) for _, below, _ in os.walk(root.path)), PATIENCE)
     left = kept(memcg)
     if left > KEPT and kept(memcg, heard=False) > KEPT:
         raise Inconclusive(f"of {GONE} memcgs removed at once, some are kept")

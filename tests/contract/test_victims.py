@@ -8,7 +8,6 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 
 import pytest
 
@@ -211,8 +210,11 @@ def test_an_oom_of_one_node_kills_nobody_of_another(root: Memcg, listen: Listen)
 
     other = Child(elsewhere, root)
     try:
-        body = partial(numa.exhaust_node, numa.nodes()[0])
-        system_oom(allocator=root, body=body, score=VICTIM // 2)
+        system_oom(
+            allocator=root,
+            body=lambda: numa.exhaust_node(numa.nodes()[0]),
+            score=VICTIM // 2,
+        )
         assert other.alive(), "an OOM of one node killed somebody who is bound to another"
     finally:
         other.kill()
