@@ -197,6 +197,7 @@ def test_selection_and_stop(run_pytest: Pytest) -> None:
     assert "::test_fails FAILED" in done.stdout
     assert "::test_panics" not in done.stdout
     assert "1 failed" in done.stdout
+    assert "passed" not in done.stdout.splitlines()[-1]
     assert "stopping after 1 failures" in done.stdout
 
 

@@ -19,14 +19,14 @@ from vm.snapshot import Snapshot
 SAMPLES = "tests/samples/neighbours.py"
 SPEC = qemu.Spec(Path("bzImage"), Path("initramfs"), "kvm")
 HERE = Snapshot(Path("here"), SPEC)
-TASK = Task("a", HERE, 1.0, 3, "file:P1")
+TASK = Task("a", HERE, 1.0, 3, "P1")
 
 
 @pytest.mark.parametrize(
     ("other", "shares"),
     [
         (replace(TASK, nodeid="b", limit=2.0), True),
-        (replace(TASK, group="file:P2"), False),
+        (replace(TASK, group="P2"), False),
         (replace(TASK, mutant=4), False),
         (replace(TASK, snapshot=Snapshot(Path("there"), SPEC)), False),
         (None, False),
@@ -96,7 +96,7 @@ def test_a_machine_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
     machines = Machines(monkeypatch)
     names = ["a", "b", "leaves", "c"]
     tasks = [replace(TASK, nodeid=name) for name in names]
-    tasks.append(replace(TASK, nodeid="d", group="file:P2"))
+    tasks.append(replace(TASK, nodeid="d", group="P2"))
     dispatcher = Dispatcher()
     try:
         befores = [
