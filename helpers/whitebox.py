@@ -44,6 +44,7 @@ class Counts:
     :ivar nofs: the allocation lacks ``__GFP_FS``.
     :ivar sysrq: forced by sysrq-f; this one does look for a victim.
     :ivar due: none of these, so that listeners on root are to be signalled.
+    :ivar own: how many of all these calls the allocation loop itself made.
     :ivar blocks: how many the last allocation loop got.
     :ivar refused: 1 if it ended because the allocator gave up, 0 otherwise.
     """
@@ -53,6 +54,7 @@ class Counts:
     nofs: int
     sysrq: int
     due: int
+    own: int
     blocks: int
     refused: int
 

@@ -51,6 +51,8 @@ enum way { FREED, DYING, NOFS, SYSRQ, DUE, WAYS };
 static const char * const way_names[WAYS] = { "freed", "dying", "nofs", "sysrq", "due" };
 static unsigned long counts[WAYS];
 static unsigned long calls;	/* of out_of_memory() for the system: the sum of counts[] */
+static unsigned long own;	/* those of them that the loop itself made */
+static struct task_struct *allocating;	/* in the loop; only ever compared */
 static unsigned long blocks;	/* what the last loop got */
 static unsigned long refused;	/* whether it ended because the allocator gave up */
 
@@ -162,6 +164,8 @@ static int on_oom(struct notifier_block *self, unsigned long unused, void *data)
 		*freed += pages;
 	way = way_out(READ_ONCE(entered), *freed > 0);
 	WRITE_ONCE(counts[way], counts[way] + 1);
+	if (READ_ONCE(allocating) == current)
+		WRITE_ONCE(own, own + 1);
 	WRITE_ONCE(calls, calls + 1);
 	return NOTIFY_OK;
 }
@@ -199,6 +203,7 @@ static int run(void *data)
 	unsigned long chain = 0, before = READ_ONCE(calls), block;
 
 	blocks = refused = 0;
+	WRITE_ONCE(allocating, current);
 	while (blocks < loop->limit && READ_ONCE(calls) == before) {
 		block = __get_free_pages(loop->gfp | __GFP_NOWARN, loop->order);
 		if (!block) {
@@ -209,6 +214,7 @@ static int run(void *data)
 		blocks++;
 		cond_resched();
 	}
+	WRITE_ONCE(allocating, NULL);
 	give_back(chain, loop->order);
 	complete(&loop->done);
 	return 0;
@@ -314,8 +320,8 @@ static ssize_t tell(struct file *file, char __user *buffer, size_t size, loff_t 
 	char text[256];
 	int i, used;
 
-	used = scnprintf(text, sizeof(text), "blocks %lu\nrefused %lu\n", READ_ONCE(blocks),
-			 READ_ONCE(refused));
+	used = scnprintf(text, sizeof(text), "own %lu\nblocks %lu\nrefused %lu\n", READ_ONCE(own),
+			 READ_ONCE(blocks), READ_ONCE(refused));
 	for (i = 0; i < WAYS; i++)
 		used += scnprintf(text + used, sizeof(text) - used, "%s %lu\n", way_names[i],
 				  READ_ONCE(counts[i]));
