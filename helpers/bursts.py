@@ -4,13 +4,16 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Sequence
 
 from helpers import gate
 from helpers.evidence import Inconclusive, Kmsg, kills
-from helpers.hogs import Child, exhaust
+from helpers.hogs import SPARED, Bait, Child, exhaust
 from helpers.memcgs import Memcg
 from helpers.triggers import Proof
+
+LITTLE = 1 << 16  # bytes; what a victim costs is mostly its page tables
 
 
 def burst(homes: Sequence[Memcg]) -> Proof:
@@ -32,16 +35,52 @@ def burst(homes: Sequence[Memcg]) -> Proof:
     try:
         hogs += (Child(body, home) for home in homes)
         os.write(go, bytes(len(homes)))
-        for hog in hogs:
-            if hog.wait() != -9:
-                raise Inconclusive(f"a hog of a burst was not killed: status {hog.status}")
-        wanted = {hog.pid for hog in hogs}
-        if not kmsg.wait(lambda lines: wanted <= {kill.pid for kill in kills(lines)}, 5):
-            raise Inconclusive("the kernel's log does not name every hog of a burst")
-        return Proof(kills(kmsg.lines), list(kmsg.lines))
+        return _all_killed(hogs, kmsg)
     finally:
         for hog in hogs:
             hog.kill()
         os.close(ready)
         os.close(go)
         kmsg.close()
+
+
+def one_by_one(homes: Sequence[Memcg]) -> Proof:
+    """Exhaust the system's memory by a single hog, until each of its victims was killed.
+
+    What they hold is so little that it is out of memory again at once.
+
+    :param homes: where the victims live, one for each.
+    :raises Forbidden: unless system OOMs are allowed.
+    :raises Inconclusive: if a victim lives on, or the log does not name one that was killed.
+    """
+    gate.require("a burst of system OOMs")
+    kmsg = Kmsg()
+    baits: list[Bait] = []
+    children: list[Child] = []
+
+    def body() -> None:
+        for bait in baits:
+            exhaust(bait.tether)
+
+    try:
+        for home in homes:
+            baits.append(Bait(home, LITTLE))
+        children.append(Child(body, score=SPARED))
+        return _all_killed(baits, kmsg)
+    finally:
+        for child in [*children, *baits]:
+            child.kill()
+        for bait in baits:
+            os.close(bait.tether)
+        kmsg.close()
+
+
+def _all_killed(victims: Sequence[Child], kmsg: Kmsg) -> Proof:
+    """Wait for the death of each of these by SIGKILL and the kernel's word for it."""
+    for victim in victims:
+        if victim.wait() != -signal.SIGKILL:
+            raise Inconclusive(f"one of a burst was not killed: status {victim.status}")
+    wanted = {victim.pid for victim in victims}
+    if not kmsg.wait(lambda lines: wanted <= {kill.pid for kill in kills(lines)}, 5):
+        raise Inconclusive("the kernel's log does not name all who were killed in a burst")
+    return Proof(kills(kmsg.lines), list(kmsg.lines))

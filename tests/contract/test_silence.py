@@ -156,6 +156,17 @@ def test_memcg_oom_by_user_faults_does_not_signal_root(
 
 
 @pytest.mark.clause("N2")
+def test_memcg_oom_with_oom_kill_allocating_task_does_not_signal_root(
+    root: Memcg, memcg: Make, listen: Listen
+) -> None:
+    listener = listen(root, "root")
+    with sysctl("vm/oom_kill_allocating_task", "1"):
+        memcg_oom(memcg())
+    stays_silent(root, listener, after=MEMCG_OOM, memcg_ooms=True)
+    alive_on_root(listener)
+
+
+@pytest.mark.clause("N2")
 def test_memcg_oom_with_the_killer_disabled_does_not_signal_root(
     root: Memcg, listen: Listen, stuck: Make
 ) -> None:

@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from helpers.evidence import Kmsg, Silent
+from helpers.evidence import Inconclusive, Kmsg, Silent
+from helpers.hogs import Child
 from helpers.judge import PATIENCE, fires, settled
 from helpers.listeners import Listener
 from helpers.memcgs import Memcg, put
@@ -57,6 +58,16 @@ def test_processes_that_inherited_the_eventfd(
             own.on(root)
 
         waiters.append(Waiter(own, poll, prepare=move))
+        stack.callback(waiters[-1].close)
+        left = Listener("poll of what somebody registered who is gone")
+        stack.callback(left.close)
+
+        def register() -> None:
+            left.on(root)
+
+        if Child(register).wait() != 0:
+            raise Inconclusive("a child could not register what it has inherited")
+        waiters.append(Waiter(left, poll))
         stack.callback(waiters[-1].close)
         system_oom(allocator=root)
         wakes(waiters)
