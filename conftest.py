@@ -216,16 +216,18 @@ def whitebox() -> Iterator[Whitebox]:
 
 
 @pytest.fixture
-def slowly() -> Iterator[None]:
+def slowly() -> Iterator[bool]:
     """Have a system OOM take its time from one listener to the next, where the module can do that:
-    what others can do meanwhile is no longer a matter of luck.
+    what others can do meanwhile is no longer a matter of luck. False where it cannot.
     """
-    with contextlib.ExitStack() as stack:
-        with contextlib.suppress(Unavailable):
-            loaded = Whitebox()
-            stack.callback(loaded.unload)
-            loaded.slow(SLOWLY)
-        yield
+    try:
+        loaded = Whitebox()
+    except Unavailable:
+        yield False
+        return
+    loaded.slow(SLOWLY)
+    yield True
+    loaded.unload()
 
 
 @pytest.fixture

@@ -67,14 +67,21 @@ class Listener:
         except BlockingIOError:
             return 0
 
+    def fired(self, seconds: float = 0) -> bool:
+        """Whether it was signalled since the last call of :meth:`count`, which will say how often.
+
+        :param seconds: how long to wait for that at most.
+        """
+        poll = select.poll()
+        poll.register(self.fd, select.POLLIN)
+        return bool(poll.poll(seconds * 1000))
+
     def wait(self, seconds: float) -> int:
         """Signals since the last call, waiting for the first one.
 
         :param seconds: how long at most.
         """
-        poll = select.poll()
-        poll.register(self.fd, select.POLLIN)
-        poll.poll(seconds * 1000)
+        self.fired(seconds)
         return self.count()
 
     def close(self) -> None:

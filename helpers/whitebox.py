@@ -45,6 +45,7 @@ class Counts:
     :ivar sysrq: forced by sysrq-f; this one does look for a victim.
     :ivar due: none of these, so that listeners on root are to be signalled.
     :ivar own: how many of all these calls the allocation loop itself made.
+    :ivar met: how many of them began while :meth:`Whitebox.slow` delayed somebody else's signal.
     :ivar blocks: how many the last allocation loop got.
     :ivar refused: 1 if it ended because the allocator gave up, 0 otherwise.
     """
@@ -55,6 +56,7 @@ class Counts:
     sysrq: int
     due: int
     own: int
+    met: int
     blocks: int
     refused: int
 

@@ -19,11 +19,13 @@
  *	slow MICROSECONDS EVERYBODY
  *		Delay each eventfd's signal that comes from within such a call, as an interrupt might:
  *		what walks a list of listeners without holding on to it then meets those who leave.
- *		With EVERYBODY 1 delay all other signals, too.
+ *		With EVERYBODY 1 delay all other signals, too. "met" counts the calls that begin while
+ *		somebody else's signal is delayed.
  *
  * read(2) gives the counters, one "NAME VALUE" a line.
  */
 
+#include <linux/atomic.h>
 #include <linux/completion.h>
 #include <linux/delay.h>
 #include <linux/fs.h>
@@ -53,6 +55,7 @@ static unsigned long counts[WAYS];
 static unsigned long calls;	/* of out_of_memory() for the system: the sum of counts[] */
 static unsigned long own;	/* those of them that the loop itself made */
 static struct task_struct *allocating;	/* in the loop; only ever compared */
+static unsigned long met;	/* those of them that began while a signal was delayed */
 static unsigned long blocks;	/* what the last loop got */
 static unsigned long refused;	/* whether it ended because the allocator gave up */
 
@@ -96,11 +99,15 @@ static struct kprobe entry = {
 
 static unsigned long delay;	/* in microseconds */
 static bool delay_all;
+static atomic_t delayed = ATOMIC_INIT(0);
 
 static int on_signal(struct kprobe *probe, struct pt_regs *regs)
 {
-	if (READ_ONCE(delay) && (READ_ONCE(delay_all) || READ_ONCE(entered_by) == current))
+	if (READ_ONCE(delay) && (READ_ONCE(delay_all) || READ_ONCE(entered_by) == current)) {
+		atomic_inc(&delayed);
 		udelay(READ_ONCE(delay));
+		atomic_dec(&delayed);
+	}
 	return 0;
 }
 
@@ -166,6 +173,8 @@ static int on_oom(struct notifier_block *self, unsigned long unused, void *data)
 	WRITE_ONCE(counts[way], counts[way] + 1);
 	if (READ_ONCE(allocating) == current)
 		WRITE_ONCE(own, own + 1);
+	if (atomic_read(&delayed))
+		WRITE_ONCE(met, met + 1);
 	WRITE_ONCE(calls, calls + 1);
 	return NOTIFY_OK;
 }
@@ -320,8 +329,8 @@ static ssize_t tell(struct file *file, char __user *buffer, size_t size, loff_t 
 	char text[256];
 	int i, used;
 
-	used = scnprintf(text, sizeof(text), "own %lu\nblocks %lu\nrefused %lu\n", READ_ONCE(own),
-			 READ_ONCE(blocks), READ_ONCE(refused));
+	used = scnprintf(text, sizeof(text), "own %lu\nmet %lu\nblocks %lu\nrefused %lu\n",
+			 READ_ONCE(own), READ_ONCE(met), READ_ONCE(blocks), READ_ONCE(refused));
 	for (i = 0; i < WAYS; i++)
 		used += scnprintf(text + used, sizeof(text) - used, "%s %lu\n", way_names[i],
 				  READ_ONCE(counts[i]));

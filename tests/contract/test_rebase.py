@@ -205,7 +205,7 @@ def test_memcgs_do_not_add_to_the_signals(
 
 @pytest.mark.clause("S1")
 @pytest.mark.system_oom
-def test_listeners_leave_while_others_are_told(root: Memcg, listen: Listen, slowly: None) -> None:
+def test_listeners_leave_while_others_are_told(root: Memcg, listen: Listen, slowly: bool) -> None:
     """To leave takes no memory. Who leaves is woken by the first signal of the walk, or the last,
     and comes from the other end of the list, or from behind.
     """

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from helpers.bursts import burst
-from helpers.evidence import Silent
-from helpers.hogs import SPARED, exhaust, touch
+from helpers.evidence import Inconclusive, Silent, meminfo
+from helpers.hogs import SPARED, exhaust, populate, touch
 from helpers.judge import PATIENCE, SETTLE, fires, settled
 from helpers.listeners import Listener
 from helpers.memcgs import Memcg
@@ -25,6 +25,7 @@ pytestmark = pytest.mark.system_oom
 STEPS = 60
 CROWD = 100
 SLOWLY = 10_000  # microseconds
+TRIES = 4
 
 
 @pytest.mark.clause("P12")
@@ -85,6 +86,21 @@ def test_system_oom_while_a_memcg_oom_is_told(
     for _ in range(CROWD):
         crowd.on(child)
     herald.on(child)  # at whichever end the walk begins
+    for _ in range(TRIES):
+        before = whitebox.counts()
+        whitebox.slow(SLOWLY, everybody=True)
+        try:
+            _memcg_oom_and_system_oom(child, root, herald)
+        finally:
+            whitebox.slow(0)
+        fires(listener)
+        if whitebox.counts().since(before).met:
+            return
+    raise Inconclusive("there was never a system OOM while a memcg OOM was told")
+
+
+def _memcg_oom_and_system_oom(child: Memcg, root: Memcg, herald: Listener) -> None:
+    """Have a memcg whose killer is disabled run out of memory, and the system right after that."""
     begin, go = os.pipe()
 
     def wait_and_fault() -> None:
@@ -92,18 +108,17 @@ def test_system_oom_while_a_memcg_oom_is_told(
         touch(MUCH)
 
     def exhaust_meanwhile() -> None:
+        populate(max(0, meminfo("MemAvailable") - MUCH))
         os.write(go, b".")
         poll(herald.fd)
         exhaust()
 
+    herald.count()
     # With room to wait in: a fork alone runs into the usual limit.
     hog = hog_at_limit(child, limit=4 * SMALL, body=wait_and_fault, score=SPARED)
-    whitebox.slow(SLOWLY, everybody=True)
     try:
         system_oom(allocator=root, body=exhaust_meanwhile)
-        fires(listener)
     finally:
-        whitebox.slow(0)
         hog.kill()
         os.close(begin)
         os.close(go)
