@@ -98,17 +98,29 @@ class Child:
             time.sleep(0.005)
         return self.status
 
+    def asleep(self) -> bool:
+        """Whether it sleeps in the kernel where only SIGKILL wakes it (state D).
+
+        Its state is set before it is done with what it does before it sleeps; to read ``syscall``
+        waits for it to leave its CPU (task_current_syscall() in lib/syscall.c, since 2.6.27).
+        """
+        try:
+            with open(f"/proc/{self.pid}/syscall", encoding="ascii") as file:
+                left = not file.read().startswith("running")
+            with open(f"/proc/{self.pid}/stat", encoding="ascii") as file:
+                return left and file.read().rpartition(")")[2].split()[0] == "D"
+        except OSError:  # it is about to end
+            return False
+
     def sleeps(self, seconds: float = KILL_WAIT) -> bool:
-        """Wait until it sleeps in the kernel where only SIGKILL wakes it (state D), for some time.
+        """Wait until it is :meth:`asleep`, for some time.
 
         :returns: False if it ends, or does not within ``seconds``.
         """
         deadline = time.monotonic() + seconds
         seen = 0
         while seen < LOOKS and self.alive() and time.monotonic() < deadline:
-            with open(f"/proc/{self.pid}/stat", encoding="ascii") as file:
-                asleep = file.read().rpartition(")")[2].split()[0] == "D"
-            seen = seen + 1 if asleep else 0
+            seen = seen + 1 if self.asleep() else 0
             time.sleep(0.01)
         return seen == LOOKS
 

@@ -111,6 +111,16 @@ class Memcg:
         """``memory.usage_in_bytes``."""
         return int(self.node.controller.usage_in_bytes)
 
+    @property
+    def failures(self) -> int:
+        """How often its limits had something refused, be it only to be tried again."""
+        count = 0
+        for name in ("memory.failcnt", "memory.memsw.failcnt"):
+            if os.path.exists(self.file(name)):
+                with open(self.file(name), encoding="ascii") as file:
+                    count += int(file.read())
+        return count
+
     def oom_control(self) -> OomControl:
         """Read ``memory.oom_control``."""
         with open(self.file("memory.oom_control"), encoding="ascii") as file:

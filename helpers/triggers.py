@@ -267,13 +267,13 @@ def blocked_hog(memcg: Memcg, limit: int = SMALL) -> Child:
     """Have a child wait at the limit of a memcg whose killer is disabled.
 
     :param memcg: gets the limit; its killer is disabled.
-    :returns: the child, not to be chosen by other OOMs.
+    :returns: the child, not to be chosen by other OOMs. It has signalled all whom it signals.
     :raises Inconclusive: if the memcg does not get under OOM.
     """
     memcg.disable_killer()
     hog = hog_at_limit(memcg, limit=limit, score=hogs.SPARED)
     deadline = time.monotonic() + 30
-    while not memcg.oom_control().under_oom:
+    while not (memcg.oom_control().under_oom and hog.asleep()):
         if time.monotonic() > deadline or not hog.alive():
             hog.kill()
             raise Inconclusive(f"{memcg} did not get under OOM with its killer disabled")
