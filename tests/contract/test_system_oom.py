@@ -21,7 +21,7 @@ pytestmark = pytest.mark.system_oom
 Make = Callable[..., Memcg]
 Listen = Callable[..., Listener]
 INVOKED = " invoked oom-killer"
-MANY = 26  # more than twice the ten in five seconds that the kernel tells of (mm/oom_kill.c)
+MANY = 20  # twice the ten in five seconds that the kernel tells of (mm/oom_kill.c)
 
 
 @pytest.mark.clause("P1")
