@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from helpers import gate
 from helpers.evidence import Inconclusive, Kmsg, kills
@@ -16,6 +17,23 @@ from helpers.triggers import Proof
 LITTLE = 1 << 16  # bytes; what a victim costs is mostly its page tables
 
 
+@contextmanager
+def _bursting() -> Iterator[tuple[Kmsg, list[Child]]]:
+    """The log from here on, and a list of children that are ended afterwards, the last one first.
+
+    :raises Forbidden: unless system OOMs are allowed.
+    """
+    gate.require("a burst of system OOMs")
+    kmsg = Kmsg()
+    children: list[Child] = []
+    try:
+        yield kmsg, children
+    finally:
+        for child in reversed(children):
+            child.kill()
+        kmsg.close()
+
+
 def burst(homes: Sequence[Memcg]) -> Proof:
     """Exhaust the system's memory by several hogs at once, until each of them was killed.
 
@@ -23,9 +41,6 @@ def burst(homes: Sequence[Memcg]) -> Proof:
     :raises Forbidden: unless system OOMs are allowed.
     :raises Inconclusive: if a hog lives on, or the log does not name one that was killed.
     """
-    gate.require("a burst of system OOMs")
-    kmsg = Kmsg()
-    hogs: list[Child] = []
     ready, go = os.pipe()
 
     def body() -> None:
@@ -33,15 +48,13 @@ def burst(homes: Sequence[Memcg]) -> Proof:
         exhaust()
 
     try:
-        hogs += (Child(body, home) for home in homes)
-        os.write(go, bytes(len(homes)))
-        return _all_killed(hogs, kmsg)
+        with _bursting() as (kmsg, hogs):
+            hogs += (Child(body, home) for home in homes)
+            os.write(go, bytes(len(homes)))
+            return _all_killed(hogs, kmsg)
     finally:
-        for hog in hogs:
-            hog.kill()
         os.close(ready)
         os.close(go)
-        kmsg.close()
 
 
 def one_by_one(homes: Sequence[Memcg]) -> Proof:
@@ -53,27 +66,23 @@ def one_by_one(homes: Sequence[Memcg]) -> Proof:
     :raises Forbidden: unless system OOMs are allowed.
     :raises Inconclusive: if a victim lives on, or the log does not name one that was killed.
     """
-    gate.require("a burst of system OOMs")
-    kmsg = Kmsg()
     baits: list[Bait] = []
-    children: list[Child] = []
 
     def body() -> None:
         for bait in baits:
             exhaust(bait.tether)
 
     try:
-        for home in homes:
-            baits.append(Bait(home, LITTLE))
-        # It may be killed as well, after all of them: with nobody left the system panics.
-        children.append(Child(body, score=0))
-        return _all_killed(baits, kmsg)
+        with _bursting() as (kmsg, children):
+            for home in homes:
+                baits.append(Bait(home, LITTLE))
+                children.append(baits[-1])
+            # It may be killed as well, after all of them: with nobody left the system panics.
+            children.append(Child(body, score=0))
+            return _all_killed(baits, kmsg)
     finally:
-        for child in [*children, *baits]:
-            child.kill()
         for bait in baits:
             os.close(bait.tether)
-        kmsg.close()
 
 
 def _all_killed(victims: Sequence[Child], kmsg: Kmsg) -> Proof:

@@ -40,6 +40,16 @@ def _take(score: int) -> None:
         raise OSError(trouble, os.strerror(trouble), "oom_score_adj")
 
 
+def state(task: int | str) -> str:
+    """What /proc says that a task does, in one letter.
+
+    :param task: a process, or ``PID/task/TID`` for a thread.
+    :raises OSError: if it is gone.
+    """
+    with open(f"/proc/{task}/stat", encoding="ascii", errors="replace") as file:
+        return file.read().rpartition(")")[2].split()[0]
+
+
 class Child:
     """A forked child; reaped by :meth:`wait` or :meth:`kill`.
 
@@ -107,8 +117,7 @@ class Child:
         try:
             with open(f"/proc/{self.pid}/syscall", encoding="ascii") as file:
                 left = not file.read().startswith("running")
-            with open(f"/proc/{self.pid}/stat", encoding="ascii") as file:
-                return left and file.read().rpartition(")")[2].split()[0] == "D"
+            return left and state(self.pid) == "D"
         except OSError:  # it is about to end
             return False
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 
 from helpers.evidence import Inconclusive
-from helpers.hogs import SPARED, Child
+from helpers.hogs import SPARED, Child, state
 from helpers.listeners import Listener
 
 READY = 10.0  # seconds until a waiter must be asleep
@@ -71,15 +71,10 @@ WAYS: dict[str, Callable[[int], None]] = {
 }
 
 
-def _sleeps(task: str) -> bool:
-    """Whether a task waits, interruptibly."""
-    with open(f"/proc/{task}/stat", encoding="ascii", errors="replace") as file:
-        return file.read().rpartition(")")[2].split()[0] == "S"
-
-
-def _settle(task: str, name: str) -> None:
+def _settle(task: int | str, name: str) -> None:
+    """Wait until a task waits, interruptibly."""
     deadline = time.monotonic() + READY
-    while not _sleeps(task):
+    while state(task) != "S":
         if time.monotonic() > deadline:
             raise Inconclusive(f"{name}: does not get to wait")
         time.sleep(0.005)
@@ -106,7 +101,7 @@ class Waiter:
             way(listener.fd)
 
         self.child = Child(body, score=SPARED)
-        _settle(str(self.child.pid), self.name)
+        _settle(self.child.pid, self.name)
 
     def woken(self, seconds: float) -> bool:
         """Whether it has ended its wait, within ``seconds``."""
