@@ -190,9 +190,19 @@ class Complaints:
 
 def meminfo(name: str) -> int:
     """A line of /proc/meminfo, in bytes."""
+    return _meminfo()[name]
+
+
+def available() -> int:
+    """What can be had without swapping, in bytes; before 3.14 (mm/page_alloc.c) what is free."""
+    sizes = _meminfo()
+    return sizes.get("MemAvailable", sizes["MemFree"])
+
+
+def _meminfo() -> dict[str, int]:
     with open("/proc/meminfo", encoding="ascii") as file:
-        sizes = dict(line.split(":") for line in file)
-    return int(sizes[name].split()[0]) << 10
+        lines = [line.split() for line in file]
+    return {name.rstrip(":"): int(size) << 10 for name, size, *_ in lines}
 
 
 def vmstat(name: str) -> int | None:

@@ -14,16 +14,19 @@ import time
 from collections.abc import Callable
 
 from helpers import gate
-from helpers.evidence import Inconclusive
+from helpers.evidence import Inconclusive, available
 from helpers.memcgs import MIB, Memcg, write
 
 VICTIM = 1000  # oom_score_adj: before anything else on the machine
 SPARED = -1000
 CHUNK = 2 * MIB
+ROOM = 4 * MIB  # that a child needs besides what it is to take
 # Seconds, together less than a test may take on hardware (vm/dispatch.py): what does not end must
 # be said before the test itself is ended.
 EXIT_WAIT = 20.0
 KILL_WAIT = 8.0
+ROOM_WAIT = 2.0
+GLANCE = 0.05  # between two looks at a process, should a child of its own keep the pipe open
 LOOKS = 8  # at a process, each of which finds it asleep
 
 _held: list[object] = []  # what a hog keeps allocated until it dies
@@ -105,7 +108,10 @@ class Child:
         """
         deadline = time.monotonic() + seconds
         while self.alive() and time.monotonic() < deadline:
-            time.sleep(0.005)
+            # Its end of the pipe closes as it ends. To look again and again costs an emulated
+            # hog as much time as it has itself.
+            if select.select([self._started], [], [], GLANCE)[0]:
+                time.sleep(0.001)
         return self.status
 
     def asleep(self) -> bool:
@@ -162,6 +168,13 @@ def touch(size: int) -> None:
     ctypes.memset(start, 1, size)
 
 
+def _wait_for(size: int) -> None:
+    """Wait for memory that victims and hogs still have: it may take longer to go than they do."""
+    deadline = time.monotonic() + ROOM_WAIT
+    while available() < size and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
 def exhaust(until: int | None = None) -> None:
     """Populate memory without end: the caller dies of it, or somebody else.
 
@@ -193,6 +206,7 @@ class Bait(Child):
         size: int = 24 * MIB,
         idle: Callable[[], None] = sleep_forever,
     ) -> None:
+        _wait_for(size + ROOM)
         self.tether, held = os.pipe()
         ready, tell = os.pipe()
 
