@@ -158,6 +158,7 @@ class Memcg:
         :raises OSError: if there are tasks or children in it.
         """
         os.rmdir(self.path)
+        self.node.parent.children.remove(self.node)  # or cgroupspy takes the name for taken
 
 
 def line(make: Callable[..., Memcg], depth: int) -> list[Memcg]:

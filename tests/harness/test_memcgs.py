@@ -73,3 +73,13 @@ def test_paths(tmp_path: Path) -> None:
     assert child.file("tasks") == f"{tmp_path}/memory/a/tasks"
     child.remove()
     assert not Path(child.path).exists()
+
+
+def test_a_name_can_be_used_again(tmp_path: Path) -> None:
+    mount = tmp_path / "memory"
+    mount.mkdir()
+    root = Memcg.root(str(mount))
+    for _ in range(2):
+        root.child("a").remove()
+    root.child("a")
+    assert [one.name for one in mount.iterdir()] == ["a"]
