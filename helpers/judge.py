@@ -15,13 +15,11 @@ from helpers.memcgs import Memcg
 from helpers.triggers import fence, memcg_oom, remove, system_oom
 
 # Seconds. A signal comes before or right after the kill; a port that defers it to a workqueue is
-# no less right, so the wait for one that is still missing is long, and the wait for silence adds
-# a little to the fence.
+# no less right, so the wait for one that is still missing is long.
 PATIENCE = 5.0
 # On a kernel without the patch every P test waits in vain. What it waits for is the guest's chance
 # to run something deferred, so it counts turns, which a starved guest takes longer for.
 TURNS, TURN = 60, 0.025
-SETTLE = 0.15
 
 
 def fires(*listeners: Listener) -> list[int]:
@@ -49,26 +47,28 @@ def _counts(listeners: Sequence[Listener]) -> list[int]:
         if all(counts):
             return counts
         time.sleep(TURN)
-    _deferred(listeners[0])
+    assert listeners[0].memcg is not None
+    deferred(listeners[0].memcg)
     return [n + one.count() for n, one in zip(counts, listeners, strict=True)]
 
 
-def _deferred(listener: Listener) -> None:
+def deferred(root: Memcg) -> None:
     """Let the kernel get through the work that it has put off, on every CPU.
 
     The removal of a memcg signals its listeners from the workqueue that all use
     (mem_cgroup_css_offline(), mm/memcontrol.c), and after a grace period of RCU.
     """
-    assert listener.memcg is not None
     cpus = os.sched_getaffinity(0)
     try:
         for cpu in cpus:
             os.sched_setaffinity(0, {cpu})
-            scratch = listener.memcg.child(f"oomtest-deferred-{os.getpid()}-{cpu}")
+            scratch = root.child(f"oomtest-deferred-{os.getpid()}-{cpu}")
             work = Listener("work").on(scratch)
             remove(scratch)
-            work.wait(2 * PATIENCE)
+            told = work.wait(PATIENCE)
             work.close()
+            if not told:  # nor will the next one be, where removal signals nobody
+                break
     finally:
         os.sched_setaffinity(0, cpus)
 
@@ -93,10 +93,18 @@ def under_oom(memcg: Memcg, wanted: int) -> bool:
     return True
 
 
+def over(root: Memcg) -> None:
+    """Wait until the OOMs so far have left the kernel, and done what they have put off.
+
+    :raises Inconclusive: if there can be no fence.
+    """
+    fence(root)
+    deferred(root)
+
+
 def settled(root: Memcg, listeners: Sequence[Listener], counts: Sequence[int]) -> list[int]:
     """``counts`` plus what has come since, once nothing more can come."""
-    fence(root)
-    time.sleep(SETTLE)
+    over(root)
     return [count + one.count() for one, count in zip(listeners, counts, strict=True)]
 
 
@@ -110,13 +118,11 @@ def stays_silent(root: Memcg, *listeners: Listener, after: str, memcg_ooms: bool
     """
     fired = [one for one in listeners if one.count()]
     assert not fired, f"{after} signalled {_names(fired)}"
-    fence(root)
-    time.sleep(SETTLE)
+    over(root)
     late = {one: count for one in listeners if (count := one.count())}
     if not late:
         return
-    fence(root)
-    time.sleep(SETTLE)
+    over(root)
     if not memcg_ooms and all(one.count() >= count for one, count in late.items()):
         raise Unproven(f"{_names(list(late))}: signalled by an unrelated memcg OOM")
     raise AssertionError(f"{after} signalled {_names(list(late))}, with a delay")
@@ -136,7 +142,7 @@ def alive_on_root(*listeners: Listener) -> None:
     heard = witness.wait(0)
     witness.close()
     if lost and heard:  # it may have been in the others' way
-        _deferred(listeners[0])
+        deferred(listeners[0].memcg)
         lost = _deaf(listeners)
         assert len(lost) < len(listeners), (
             f"{_names(lost)} is no longer signalled on root, a newcomer is"

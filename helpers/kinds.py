@@ -13,6 +13,7 @@ import fcntl
 import itertools
 import mmap
 import os
+import re
 import signal
 import socket
 import tempfile
@@ -20,7 +21,6 @@ import time
 from collections.abc import Callable, Iterator
 
 from helpers import gate
-from helpers.evidence import meminfo
 from helpers.hogs import CHUNK, populate, sleep_forever
 from helpers.memcgs import MIB, Memcg, put
 
@@ -34,7 +34,10 @@ SO_SNDBUFFORCE = 32
 F_SETPIPE_SZ = 1031
 PMD = 2 * MIB  # what one table of page table entries maps (x86-64, arm64 with pages of 4 KiB)
 
-LEFT = 3 * MIB  # beyond what the kernel keeps for itself; for what is said to fill the rest
+LEFT = 2 * MIB  # beyond what the kernel keeps for itself; for what is said to fill the rest
+
+# Each zone of /proc/zoneinfo: free pages, its minimum, what it keeps from those with a better one.
+ZONE = re.compile(r"pages free +(\d+)\n(?:.*\n)*? +min +(\d+)\n(?:.*\n)*? +protection: \((.*)\)")
 
 _held: list[object] = []
 
@@ -175,13 +178,24 @@ def processes() -> None:
 
 def _fill() -> None:
     """Take what is free but for a little, so that what is asked for next is what runs out."""
-    with open("/proc/sys/vm/min_free_kbytes", encoding="ascii") as file:
-        least = (int(file.read()) << 10) + LEFT
     for _ in forever():
-        free = meminfo("MemFree")
-        if free <= least:
+        free = _free()
+        if free <= LEFT:
             return
-        populate(free - least)
+        populate(free - LEFT)
+
+
+def _free() -> int:
+    """What user space can have before the OOM killer is called, in bytes.
+
+    Each zone keeps its minimum, and more from those who could have had a higher one
+    (__zone_watermark_ok(), mm/page_alloc.c).
+    """
+    with open("/proc/zoneinfo", encoding="ascii") as file:
+        zones = ZONE.findall(file.read())
+    kept = (int(least) + max(map(int, lower.split(", "))) for _, least, lower in zones)
+    spare = (int(zone[0]) - keeps for zone, keeps in zip(zones, kept, strict=True))
+    return sum(max(0, pages) for pages in spare) * mmap.PAGESIZE
 
 
 def mappings() -> None:

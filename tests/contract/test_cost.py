@@ -7,13 +7,12 @@ out_of_memory() being called and its first look at a process, which is where lis
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 import pytest
 
 from helpers.evidence import Inconclusive
-from helpers.judge import SETTLE, fires
+from helpers.judge import deferred, fires
 from helpers.listeners import Listener
 from helpers.memcgs import Memcg
 from helpers.tracing import Event, Tracer
@@ -107,7 +106,7 @@ def test_one_signal_for_each_call(
         tracer.probe("called", "out_of_memory")
         system_oom(allocator=root)
         (count,) = fires(listener)
-        time.sleep(SETTLE)
+        deferred(root)
         calls = len(tracer.events())
     count += listener.count()
     if not calls:

@@ -12,7 +12,7 @@ import pytest
 
 from helpers.evidence import Inconclusive
 from helpers.hogs import SPARED, Child, exhaust
-from helpers.judge import PATIENCE, SETTLE, settled, signalled, stays_silent, under_oom
+from helpers.judge import PATIENCE, settled, signalled, stays_silent, under_oom
 from helpers.listeners import Listener
 from helpers.memcgs import Memcg, OomControl, line, write
 from helpers.triggers import fence, hog_at_limit, memcg_oom, remove, system_oom
@@ -24,6 +24,7 @@ OOMS = 3
 NOT_AT_REST = 7  # a watcher's exit status
 CROWD = 40  # of listeners, so many that telling them takes longer than a watcher looks away
 TRIES = 6
+SETTLE = 0.15  # seconds
 
 
 @pytest.mark.clause("K1")

@@ -11,13 +11,12 @@ import pytest
 
 from helpers.evidence import NOBODY, Inconclusive, Kmsg, Overrun, Unproven
 from helpers.hogs import SPARED, populate, touch
-from helpers.judge import PATIENCE, SETTLE, alive_on, alive_on_root, stays_silent
+from helpers.judge import PATIENCE, alive_on, alive_on_root, over, stays_silent
 from helpers.listeners import Listener
 from helpers.memcgs import Memcg
 from helpers.preflight import sysctl
 from helpers.triggers import (
     MUCH,
-    fence,
     hog_at_limit,
     memcg_oom,
     sysrq_kill,
@@ -242,8 +241,8 @@ def test_sysrq_does_not_signal_root(root: Memcg, memcg: Make, listen: Listen, be
 def test_sysrq_does_not_signal_a_listener_that_works(root: Memcg, listen: Listen) -> None:
     listener = listen(root, "root")
     alive_on_root(listener)
-    fence(root)
-    listener.wait(SETTLE)
+    over(root)
+    listener.count()
     sysrq_kill(root)
     stays_silent(root, listener, after=SYSRQ)
     alive_on_root(listener)
@@ -276,7 +275,7 @@ def test_closed_eventfd_gets_nothing(root: Memcg, memcg: Make, listen: Listen, b
     witness = listen(home, "witness")
     for one in gone:
         one.close()
-    fence(root)  # the kernel lets go of them in a work item
+    over(root)  # the kernel lets go of them in a work item
     # The same numbers, and some in the same memory, as what was just let go.
     unregistered = [Listener(f"unregistered #{n}") for n in range(64)]
     if below:
@@ -331,7 +330,7 @@ def test_registering_on_root_after_a_system_oom_does_not_signal(
     root: Memcg, listen: Listen
 ) -> None:
     system_oom(allocator=root)
-    fence(root)
+    over(root)
     listener = listen(root, "root")
     stays_silent(root, listener, after="registering on root after a system OOM")
     alive_on_root(listener)

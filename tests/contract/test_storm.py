@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from helpers.bursts import burst
-from helpers.evidence import Inconclusive, Silent, meminfo
+from helpers.evidence import Inconclusive, Silent, available
 from helpers.hogs import SPARED, exhaust, populate, touch
-from helpers.judge import PATIENCE, SETTLE, fires, settled
+from helpers.judge import PATIENCE, fires, over, settled
 from helpers.listeners import Listener
 from helpers.memcgs import Memcg
 from helpers.storm import Storm
-from helpers.triggers import MUCH, SMALL, fence, hog_at_limit, system_oom
+from helpers.triggers import MUCH, SMALL, hog_at_limit, system_oom
 from helpers.waiters import poll
 from helpers.whitebox import Whitebox
 
@@ -58,11 +58,9 @@ def test_storm(root: Memcg, listen: Callable[..., Listener], storm: Storm) -> No
     storm.hog_the_system()
     status = storm.calm()
     assert status is None, f"a hog of the storm was not killed: status {status}"
-    fence(root)
-    time.sleep(SETTLE)  # for what is signalled after the kill, or deferred
+    over(root)
     last = listen(root, "registered after the storm")
-    fence(root)
-    time.sleep(SETTLE)
+    over(root)
     reconcile(root, storm, first.count())
     assert not last.count(), "registering on root after the storm signalled"
     system_oom(allocator=root)
@@ -108,7 +106,7 @@ def _memcg_oom_and_system_oom(child: Memcg, root: Memcg, herald: Listener) -> No
         touch(MUCH)
 
     def exhaust_meanwhile() -> None:
-        populate(max(0, meminfo("MemAvailable") - MUCH))
+        populate(max(0, available() - MUCH))
         os.write(go, b".")
         poll(herald.fd)
         exhaust()

@@ -6,14 +6,14 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
-from contextlib import suppress
+from functools import partial
 
 import pytest
 
 from helpers import hogs
 from helpers.evidence import Inconclusive, Kill, Kmsg, kills
 from helpers.hogs import CHUNK, Bait, Child, exhaust
-from helpers.judge import alive_on_root, fires, settled, stays_silent
+from helpers.judge import alive_on_root, fires, over, settled, stays_silent
 from helpers.listeners import Listener
 from helpers.memcgs import MIB, Memcg
 from helpers.preflight import sysctl
@@ -31,34 +31,51 @@ TRIES = 12
 RESERVE = 8 * MIB  # what a notifier frees: more than any hog takes before it looks again
 
 
-def unkilled(whitebox: Whitebox, body: Callable[[], None], status: int = 0) -> Counts:
-    """Have a child run ``body``, for which the kernel must kill nobody.
+def alone(root: Memcg, listener: Listener, attempt: Callable[[], str]) -> None:
+    """Try until nobody else runs out of memory at the same time, which is right to be told of.
 
+    :param attempt: says what came in between, or nothing.
+    :raises Inconclusive: if something always does.
+    """
+    between = ""
+    for _ in range(TRIES):
+        listener.count()
+        between = attempt()
+        if not between:
+            return
+        over(root)
+    raise Inconclusive(between)
+
+
+def unkilled(
+    whitebox: Whitebox, way: str, body: Callable[[], None], status: int = 0
+) -> Callable[[], str]:
+    """An attempt to have a child run ``body``, for which the kernel must kill nobody.
+
+    :param way: the one reason for that, one of :class:`Counts`.
     :param status: the child's end.
-    :returns: what the module has counted meanwhile.
-    :raises Inconclusive: if it ends otherwise, or somebody is killed.
     """
-    kmsg = Kmsg()
-    try:
-        before = whitebox.counts()
+
+    def attempt() -> str:
+        kmsg, before = Kmsg(), whitebox.counts()
         child = Child(body)
-        if child.wait() != status:
-            child.kill()
-            raise Inconclusive(f"the allocating task ended with {child.status}, not {status}")
-        if kills(kmsg.read()):
-            raise Inconclusive("the OOM killer has killed, which was not asked for")
-        return whitebox.counts().since(before)
-    finally:
+        child.wait()
+        child.kill()
+        killed, counts = kills(kmsg.read()), whitebox.counts().since(before)
         kmsg.close()
+        if child.status != status:
+            return f"the allocating task ended with {child.status}, not {status}"
+        if killed:
+            return "the OOM killer has killed, which was not asked for"
+        return other_than(way, counts)
+
+    return attempt
 
 
-def proven(counts: Counts, way: str) -> None:
-    """The system OOM happened and the kernel had that one reason to kill nobody.
-
-    :raises Inconclusive: if not.
-    """
-    if not getattr(counts, way) or getattr(counts, way) < counts.calls:
-        raise Inconclusive(f"the system OOM did not end as {way}: {counts}")
+def other_than(way: str, counts: Counts) -> str:
+    """Says so unless all ended in that way, and some did."""
+    others = counts.calls if way == "refused" else counts.calls - getattr(counts, way)
+    return f"it did not end as {way}: {counts}" if others or not getattr(counts, way) else ""
 
 
 @pytest.mark.clause("N4")
@@ -66,14 +83,17 @@ def proven(counts: Counts, way: str) -> None:
 def test_oom_notifier_that_freed_memory_keeps_root_silent(
     root: Memcg, listen: Listen, whitebox: Whitebox, allocating: str
 ) -> None:
-    def until_freed() -> None:
-        while not whitebox.counts().calls:
+    def body() -> None:
+        whitebox.hold(RESERVE, report=True)
+        if allocating == "in the kernel":
+            return whitebox.alloc("kernel")
+        before = whitebox.counts().calls
+        while whitebox.counts().calls == before:
             hogs.populate(CHUNK)
+        return None
 
     listener = listen(root, "root")
-    whitebox.hold(RESERVE, report=True)
-    body = until_freed if allocating == "by faults" else lambda: whitebox.alloc("kernel")
-    proven(unkilled(whitebox, body), "freed")
+    alone(root, listener, unkilled(whitebox, "freed", body))
     stays_silent(root, listener, after="a system OOM that a notifier has mended")
     alive_on_root(listener)
 
@@ -81,8 +101,8 @@ def test_oom_notifier_that_freed_memory_keeps_root_silent(
 @pytest.mark.clause("N5")
 def test_dying_allocator_keeps_root_silent(root: Memcg, listen: Listen, whitebox: Whitebox) -> None:
     listener = listen(root, "root")
-    counts = unkilled(whitebox, lambda: whitebox.alloc("kernel", context="dying"), -signal.SIGKILL)
-    proven(counts, "dying")
+    body = partial(whitebox.alloc, "kernel", context="dying")
+    alone(root, listener, unkilled(whitebox, "dying", body, -signal.SIGKILL))
     stays_silent(root, listener, after="a system OOM in a task that is dying already")
     alive_on_root(listener)
 
@@ -94,10 +114,13 @@ def test_dying_allocator_keeps_root_silent(root: Memcg, listen: Listen, whitebox
 def test_allocation_that_forbids_a_kill_keeps_root_silent(
     root: Memcg, listen: Listen, whitebox: Whitebox, gfp: str, context: str
 ) -> None:
+    def body() -> None:
+        # Without a kill it would be tried for ever (__alloc_pages_slowpath(), mm/page_alloc.c).
+        whitebox.hold(RESERVE, report=False)
+        whitebox.alloc(gfp, context=context)
+
     listener = listen(root, "root")
-    # Without a kill it would be tried for ever (__alloc_pages_slowpath(), mm/page_alloc.c).
-    whitebox.hold(RESERVE, report=False)
-    proven(unkilled(whitebox, lambda: whitebox.alloc(gfp, context=context)), "nofs")
+    alone(root, listener, unkilled(whitebox, "nofs", body))
     stays_silent(root, listener, after=f"a system OOM in a GFP_{gfp.upper()} allocation")
     alive_on_root(listener)
 
@@ -111,21 +134,24 @@ def test_allocation_that_forbids_a_kill_keeps_root_silent(
 def test_system_oom_with_a_way_out_kills_nobody(
     root: Memcg, listen: Listen, whitebox: Whitebox, way: str, gfp: str, context: str
 ) -> None:
-    listen(root, "root")
-    if way != "dying":
-        whitebox.hold(RESERVE, report=way == "freed")
-    kmsg = Kmsg()
-    # The one to be killed is somebody else: a task that is dying already is chosen without a word.
-    bait = Bait(root, MIB)
-    child = Child(lambda: whitebox.alloc(gfp, context=context), root, score=0)
-    child.wait()
-    child.kill()
-    bait.kill()
-    os.close(bait.tether)
-    proven(whitebox.counts(), way)
-    killed = kills(kmsg.read())
-    kmsg.close()
-    assert not killed, f"somebody was killed, although all that the kernel had to do was: {way}"
+    def attempt() -> str:
+        if way != "dying":
+            whitebox.hold(RESERVE, report=way == "freed")
+        kmsg, before = Kmsg(), whitebox.counts()
+        # The one to be killed is somebody else: a dying task is chosen without a word.
+        bait = Bait(root, MIB)
+        child = Child(lambda: whitebox.alloc(gfp, context=context), root, score=0)
+        child.wait()
+        child.kill()
+        bait.kill()
+        os.close(bait.tether)
+        between = other_than(way, whitebox.counts().since(before))
+        killed = kills(kmsg.read())
+        kmsg.close()
+        assert between or not killed, f"somebody was killed, although there was a way out: {way}"
+        return between
+
+    alone(root, listen(root, "root"), attempt)
 
 
 @pytest.mark.clause("K6")
@@ -161,14 +187,8 @@ def test_allocation_that_may_fail_keeps_root_silent(
     root: Memcg, listen: Listen, whitebox: Whitebox, gfp: str, order: int, context: str
 ) -> None:
     listener = listen(root, "root")
-    for _ in range(TRIES):
-        listener.count()
-        with suppress(Inconclusive):  # somebody else may run out of memory meanwhile
-            counts = unkilled(whitebox, lambda: whitebox.alloc(gfp, order=order, context=context))
-            if counts.refused and not counts.calls:
-                break
-    else:
-        raise Inconclusive("the allocation never just failed")
+    body = partial(whitebox.alloc, gfp, order=order, context=context)
+    alone(root, listener, unkilled(whitebox, "refused", body))
     stays_silent(root, listener, after="an allocation that failed")
     alive_on_root(listener)
 
@@ -215,14 +235,13 @@ def test_signal_precedes_the_kill(root: Memcg, listen: Listen) -> None:
 
 
 @pytest.mark.clause("P10")
-@pytest.mark.pristine
 @pytest.mark.parametrize(
     ("gfp", "context", "order"),
     [
         ("kernel", "task", 0),
         ("kernel", "thread", 0),
         ("kernel", "thread", 3),
-        ("kernel", "worker", 1),
+        pytest.param("kernel", "worker", 1, marks=pytest.mark.pristine),
         ("nofail", "task", 0),
     ],
 )

@@ -13,7 +13,7 @@ from helpers import gate, judge
 from helpers.evidence import Silent, Unproven
 from helpers.listeners import Listener
 
-ROOT: Any = None  # no memcg is touched
+ROOT: Any = object()  # no memcg is touched
 
 
 class Fences:
@@ -33,14 +33,15 @@ def fences(monkeypatch: pytest.MonkeyPatch) -> Fences:
     fences = Fences()
     monkeypatch.setattr(judge, "fence", fences)
     monkeypatch.setattr(judge, "PATIENCE", 0.02)
-    monkeypatch.setattr(judge, "SETTLE", 0.0)
-    monkeypatch.setattr(judge, "_deferred", lambda listener: fences.deferred())
+    monkeypatch.setattr(judge, "deferred", lambda root: fences.deferred())
     return fences
 
 
 @pytest.fixture
 def pair() -> Iterator[tuple[Listener, Listener]]:
     pair = Listener("one"), Listener("other")
+    for listener in pair:
+        listener.memcg = ROOT
     yield pair
     for listener in pair:
         listener.close()
