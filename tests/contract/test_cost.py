@@ -7,13 +7,15 @@ out_of_memory() being called and its first look at a process, which is where lis
 
 from __future__ import annotations
 
+import itertools
+import os
 from collections.abc import Callable
 
 import pytest
 
 from helpers.evidence import Inconclusive
 from helpers.judge import deferred, fires
-from helpers.listeners import Listener
+from helpers.listeners import Listener, register
 from helpers.memcgs import Memcg
 from helpers.tracing import Event, Tracer
 from helpers.triggers import system_oom
@@ -29,21 +31,21 @@ MORE = 20  # steps; somewhere between none and as many as there are memcgs
 LOOK = ("oom_evaluate_task", "oom_scan_process_thread")
 # More would take long: reclaim walks them all some two hundred times before there is an OOM.
 SIZES = (1, 100)
-OOMS = 2
-# A walk over 100 memcgs takes tens of times what a walk over one does; what a machine that is busy
-# with something else adds is not in the fastest of several.
-RATIO = 5.0
+OOMS, MORE_OOMS = 2, 4
+CROWD = 20_000  # registrations; even emulated, a step from one to the next takes some 15 ns
+# What a machine that is busy with something else adds is not in the fastest of several.
+RATIO = 3.0
 NOTHING = 150e-6  # seconds; below that, even emulated, nothing was walked
 
 
-def cost(tracer: Tracer, root: Memcg) -> tuple[float, int]:
+def cost(tracer: Tracer, root: Memcg, ooms: int) -> tuple[float, int]:
     """What a system OOM costs.
 
-    :returns: the least time, in seconds, that any of several took to look at a process, and the
+    :returns: the least time, in seconds, that any of ``ooms`` took to look at a process, and the
         least number of memcgs that any of them walked, until it had killed.
     """
     tracer.clear()
-    for _ in range(OOMS):
+    for _ in range(ooms):
         system_oom(allocator=root)
     took, steps = [], []
     calls: dict[int, list[Event]] = {}  # by process, what it has done since it entered
@@ -62,6 +64,14 @@ def cost(tracer: Tracer, root: Memcg) -> tuple[float, int]:
     return min(took), min(steps)
 
 
+def crowd(home: Memcg, listener: Listener) -> None:
+    """Register it :data:`CROWD` times."""
+    control = os.open(home.file("memory.oom_control"), os.O_RDONLY)
+    for _ in range(CROWD):
+        register(home, listener.fd, control)
+    os.close(control)
+
+
 @pytest.mark.clause("S2")
 def test_cost_does_not_grow(
     root: Memcg,
@@ -71,28 +81,34 @@ def test_cost_does_not_grow(
 ) -> None:
     listen(root, "root")
     below = Listener("below")
-    costs: dict[int, tuple[float, int]] = {}
-    made = 0
+
+    def judge(what: str) -> None:
+        took, steps = cost(tracer, root, OOMS)
+        if took > NOTHING / RATIO:  # the first ones take longer, and a busy host slows some down
+            took = min(took, cost(tracer, root, MORE_OOMS)[0])
+        if seen:
+            few, least = map(min, zip(*seen, strict=True))
+            assert steps < least + MORE, f"a system OOM walks {steps} memcgs, {what}"
+            assert took < max(few * RATIO, NOTHING), (
+                f"a system OOM tells its listeners in {took * 1e6:.0f} us, {what}, and in "
+                f"{few * 1e6:.0f} us with less"
+            )
+        seen.append((took, steps))
+        record(f"microseconds, {what}", round(took * 1e6))
+
+    seen: list[tuple[float, int]] = []
     with Tracer() as tracer:
         tracer.probe("called", "out_of_memory")
         tracer.probe("looks", *LOOK)
         tracer.probe("left", "out_of_memory", leaving=True)
         tracer.probe("step", *STEP, between=("called", "left"))
-        for size in SIZES:
-            while made < size:
+        for made, size in itertools.pairwise((0, *SIZES)):
+            for _ in range(made, size):
                 below.on(memcg())
-                made += 1
-            costs[size] = cost(tracer, root)
-            record(f"microseconds with {size} memcgs", round(costs[size][0] * 1e6))
+            judge(f"memcgs: {size}")
+        crowd(memcg(), below)
+        judge(f"listeners below root: {CROWD}")
     below.close()
-    (few, least), (many, most) = costs[SIZES[0]], costs[SIZES[-1]]
-    assert most < least + MORE, (
-        f"a system OOM walks {least} memcgs of {SIZES[0]}, and {most} of {SIZES[-1]}"
-    )
-    assert many < max(few * RATIO, NOTHING), (
-        f"a system OOM tells its listeners in {few * 1e6:.0f} us with {SIZES[0]} listening memcg, "
-        f"in {many * 1e6:.0f} us with {SIZES[-1]}"
-    )
 
 
 @pytest.mark.clause("P12")
