@@ -51,7 +51,10 @@ class Listener:
 
     def refused(self, memcg: Memcg, file: str = "memory.oom_control", arguments: str = "") -> int:
         """Register, where that is what is asked; 0 or an errno."""
-        control = os.open(memcg.file(file), os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            control = os.open(memcg.file(file), os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            return error.errno or -1
         try:
             trouble = register(memcg, self.fd, control, arguments)
         finally:

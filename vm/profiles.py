@@ -47,5 +47,6 @@ PROFILES = {
             balloon=16,
         ),
         Profile("nomemcg", cmdline="cgroup_disable=memory", memcg=False),
+        Profile("v2", cmdline="cgroup_no_v1=memory", memcg=False),
     )
 }

@@ -13,13 +13,13 @@ from contextlib import contextmanager
 
 import pytest
 
-from helpers.evidence import Unproven
-from helpers.hogs import SPARED, Child
+from helpers.evidence import Inconclusive, Kill, Kmsg, Unproven, kills
+from helpers.hogs import SPARED, Child, populate
 from helpers.judge import PATIENCE, somebody_dies
 from helpers.listeners import Listener, register
-from helpers.memcgs import Memcg
-from helpers.triggers import system_oom
-from helpers.versions import need
+from helpers.memcgs import Memcg, put, write
+from helpers.triggers import MUCH, remove, system_oom
+from helpers.versions import need, release
 from helpers.waiters import Waiter, poll
 
 Listen = Callable[..., Listener]
@@ -34,26 +34,70 @@ def controller() -> str:
         return next((line for line in file if line.startswith("memory\t")), "")
 
 
-def disabled() -> bool:
-    """Whether this kernel was told to do without the memory controller."""
+def told(parameter: str) -> pytest.MarkDecorator:
+    """Skip unless the kernel was booted with that parameter."""
     with open("/proc/cmdline", encoding="ascii") as file:
-        return "cgroup_disable=memory" in file.read().split()
+        there = parameter in file.read().split()
+    return pytest.mark.skipif(not there, reason=f"needs {parameter} on the command line")
+
+
+@contextmanager
+def mounted(kind: str, options: str = "") -> Iterator[str | None]:
+    """Mount cgroups for the duration; None if the kernel refuses."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    with tempfile.TemporaryDirectory(prefix="oomtest-") as directory:
+        target = os.path.join(directory, kind)
+        os.mkdir(target)
+        if libc.mount(b"cgroup", target.encode(), kind.encode(), 0, options.encode() or None):
+            yield None
+            return
+        try:
+            yield target
+        finally:
+            libc.umount(target.encode())
 
 
 @pytest.mark.clause("I3")
 @pytest.mark.profile("nomemcg")
-@pytest.mark.skipif(not disabled(), reason="needs cgroup_disable=memory on the command line")
+@told("cgroup_disable=memory")
 @pytest.mark.system_oom
 def test_without_the_controller() -> None:
     assert controller().split()[-1:] in ([], ["0"]), f"not off: {controller()}"
-    libc = ctypes.CDLL(None, use_errno=True)
-    with tempfile.TemporaryDirectory(prefix="oomtest-") as target:
-        mounted = libc.mount(b"cgroup", target.encode(), b"cgroup", 0, b"memory") == 0
-        if mounted:
-            libc.umount(target.encode())
-    assert not mounted, "the memory controller is off, and can be mounted"
+    with mounted("cgroup", "memory") as v1:
+        assert v1 is None, "the memory controller is off, and can be mounted"
     for _ in range(2):
         somebody_dies()
+
+
+@pytest.mark.clause("I3")
+@pytest.mark.profile("v2")
+@told("cgroup_no_v1=memory")
+@pytest.mark.system_oom
+def test_with_cgroup_v2_only() -> None:
+    if release() < (4, 6):
+        pytest.skip("this kernel lacks cgroup_no_v1 (since 4.6, kernel/cgroup/cgroup-v1.c)")
+    with mounted("cgroup", "memory") as v1:
+        assert v1 is None, "the memory controller is v2's, and can be mounted as v1"
+    with mounted("cgroup2") as v2:
+        assert v2 is not None, "cgroup v2 cannot be mounted"
+        if write(f"{v2}/cgroup.subtree_control", "+memory"):
+            raise Inconclusive("cgroup v2 does not offer the memory controller")
+        root = Memcg.root(v2)
+        home = root.child("oomtest")
+        try:
+            for where in (None, home):
+                somebody_dies(where)
+            put(home.file("memory.max"), str(MUCH // 2))
+            kmsg = Kmsg()
+            hog = Child(lambda: populate(MUCH), home)
+            hog.wait()
+            hog.kill()
+            found = kills(kmsg.read())
+            kmsg.close()
+            assert Kill(hog.pid, memcg=True) in found, f"the hog at its limit ended: {hog.status}"
+            somebody_dies()
+        finally:
+            remove(home)
 
 
 def unprivileged() -> None:

@@ -57,6 +57,12 @@ def test_system_oom_still_kills_after_an_attempt(root: Memcg) -> None:
 
 
 @pytest.mark.clause("I2")
+@pytest.mark.parametrize("control", ["memory.oom_control", "cgroup.event_control"])
+def test_root_has_the_file(root: Memcg, control: str) -> None:
+    assert os.path.exists(root.file(control)), f"root has no {control}"
+
+
+@pytest.mark.clause("I2")
 def test_root_takes_an_eventfd_and_a_descriptor_open_for_reading(root: Memcg) -> None:
     need("registration of eventfds", root)
     listener = Listener("root")
