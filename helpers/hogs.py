@@ -26,7 +26,7 @@ ROOM = 4 * MIB  # that a child needs besides what it is to take
 EXIT_WAIT = 20.0
 KILL_WAIT = 8.0
 ROOM_WAIT = 2.0
-GLANCE = 0.05  # between two looks at a process, should a child of its own keep the pipe open
+GLANCE = 0.4  # between two looks at a process, should a child of its own keep the pipe open
 LOOKS = 8  # at a process, each of which finds it asleep
 
 _held: list[object] = []  # what a hog keeps allocated until it dies
@@ -108,8 +108,8 @@ class Child:
         """
         deadline = time.monotonic() + seconds
         while self.alive() and time.monotonic() < deadline:
-            # Its end of the pipe closes as it ends. To look again and again costs an emulated
-            # hog as much time as it has itself.
+            # Its end of the pipe closes as it ends. To look again and again costs an emulated hog
+            # as much time as it has itself, and memory when there is none.
             if select.select([self._started], [], [], GLANCE)[0]:
                 time.sleep(0.001)
         return self.status

@@ -234,9 +234,34 @@ static void run_work(struct work_struct *work)
 	run(container_of(work, struct loop, work));
 }
 
+static void doze(struct work_struct *work)
+{
+	msleep(20);
+}
+
+/*
+ * A worker that waits for memory is stood in for by another one. To make that takes memory as well,
+ * which kthreadd would run out of first.
+ */
+static void have_workers(int cpu)
+{
+	struct work_struct works[3];
+	unsigned int i;
+
+	for (i = 0; i < ARRAY_SIZE(works); i++) {
+		INIT_WORK_ONSTACK(&works[i], doze);
+		schedule_work_on(cpu, &works[i]);
+	}
+	for (i = 0; i < ARRAY_SIZE(works); i++) {
+		flush_work(&works[i]);
+		destroy_work_on_stack(&works[i]);
+	}
+}
+
 static int run_in(const char *context, struct loop *loop)
 {
 	struct task_struct *thread;
+	int cpu;
 
 	init_completion(&loop->done);
 	if (!strcmp(context, "thread")) {
@@ -247,8 +272,10 @@ static int run_in(const char *context, struct loop *loop)
 		return 0;
 	}
 	if (!strcmp(context, "worker")) {
+		cpu = raw_smp_processor_id();
+		have_workers(cpu);
 		INIT_WORK_ONSTACK(&loop->work, run_work);
-		schedule_work(&loop->work);
+		schedule_work_on(cpu, &loop->work);
 		flush_work(&loop->work);
 		destroy_work_on_stack(&loop->work);
 		return 0;

@@ -242,7 +242,7 @@ def test_signal_precedes_the_kill(root: Memcg, listen: Listen) -> None:
         ("kernel", "task", 0),
         ("kernel", "thread", 0),
         ("kernel", "thread", 3),
-        pytest.param("kernel", "worker", 1, marks=pytest.mark.pristine),
+        ("kernel", "worker", 1),
         ("nofail", "task", 0),
     ],
 )
