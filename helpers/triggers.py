@@ -76,7 +76,7 @@ def system_oom(
         if victim is None:
             hog = Child(body or hogs.exhaust, allocator, hogs.VICTIM if score is None else score)
             return _prove(hog, kmsg, memcg=False, what="system OOM")
-        bait = Bait(victim)
+        bait = _bait(victim)
         hog = Child(body or (lambda: hogs.exhaust(bait.tether)), allocator, score or 0)
         try:
             return _prove(bait, kmsg, memcg=False, what="system OOM")
@@ -86,6 +86,14 @@ def system_oom(
             os.close(bait.tether)
     finally:
         kmsg.close()
+
+
+def _bait(home: Memcg) -> Bait:
+    """A bait that lives: an earlier OOM that is not quite over may take the first."""
+    for _ in range(2):
+        with suppress(Inconclusive):
+            return Bait(home)
+    return Bait(home)
 
 
 def hog_at_limit(
