@@ -15,6 +15,7 @@ class Profile:
     :param cmdline: further kernel parameters.
     :param memcg: whether the kernel must have a v1 memory controller there.
     :param balloon: MiB of what is free that a balloon takes, to give it back when there is an OOM.
+    :param parallel: whether its CPUs run at the same time when they are emulated, not by turns.
     """
 
     name: str
@@ -23,6 +24,7 @@ class Profile:
     cmdline: str = ""
     memcg: bool = True
     balloon: int = 0
+    parallel: bool = False
 
 
 PROFILES = {
@@ -47,6 +49,7 @@ PROFILES = {
             balloon=16,
         ),
         Profile("nomemcg", cmdline="cgroup_disable=memory", memcg=False),
+        Profile("parallel", parallel=True),
         Profile("v2", cmdline="cgroup_no_v1=memory", memcg=False),
     )
 }

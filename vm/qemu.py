@@ -67,6 +67,7 @@ class Spec:
     :param accel: ``kvm`` or ``tcg``.
     :param devices: further QEMU arguments, a machine profile's.
     :param cmdline: further kernel parameters, a machine profile's.
+    :param parallel: whether each CPU is emulated by a thread of its own.
     """
 
     kernel: Path
@@ -74,12 +75,14 @@ class Spec:
     accel: str
     devices: tuple[str, ...] = ()
     cmdline: str = ""
+    parallel: bool = False
 
     def hardware(self) -> list[str]:
         """The arguments that a snapshot depends on."""
-        # One thread for both CPUs: the host's cores have other guests to run, and what needs no
-        # atomic instructions is faster.
-        fast = "kvm" if self.accel == "kvm" else "tcg,thread=single,tb-size=128"
+        # By default one thread for both CPUs: the host's cores have other guests to run, and what
+        # needs no atomic instructions is faster.
+        thread = "multi" if self.parallel else "single"
+        fast = "kvm" if self.accel == "kvm" else f"tcg,thread={thread},tb-size=128"
         # qemu64 lacks what slows emulation down; rdrand spares the guest the wait for entropy.
         cpu = "host" if self.accel == "kvm" else "qemu64,+rdrand"
         return [

@@ -227,7 +227,9 @@ async def prepare(
         or the disk is full.
     """
     archive = initramfs.path()
-    spec = qemu.Spec(kernel.image, archive, accel, profile.devices, profile.cmdline)
+    spec = qemu.Spec(
+        kernel.image, archive, accel, profile.devices, profile.cmdline, profile.parallel
+    )
     key = _digest(
         _file_digest(kernel.image), archive.name, qemu.version(), qemu.CMDLINE, spec.cmdline,
         *spec.hardware(), profile,

@@ -9,12 +9,15 @@ import ctypes
 import os
 import time
 from collections.abc import Callable
+from functools import partial
+from itertools import chain
 
 import pytest
 
 from helpers.evidence import Inconclusive
+from helpers.hogs import Child
 from helpers.judge import PATIENCE, alive_on, fires, settled, signalled, stays_silent
-from helpers.listeners import Listener
+from helpers.listeners import Listener, register
 from helpers.memcgs import Memcg, write
 from helpers.preflight import sysctl
 from helpers.triggers import fence, memcg_oom, remove, sysrq_kill, sysrq_nobody, system_oom
@@ -27,6 +30,7 @@ PASSING = 60
 GONE = 4
 KEPT = 1  # of those, by what else may hold on to one for a while
 OOMS = 4
+EVENTFDS, OFTEN = 25, 200  # what an eventfd costs to close grows with the square of the latter
 MCL_CURRENT = 1
 
 libc = ctypes.CDLL(None)
@@ -110,6 +114,56 @@ def kept(
         remove(home)
         listener.close()
     return left_of(before + KEPT, 3 * PATIENCE) - before
+
+
+def register_at_once(root: Memcg, listeners: dict[int, list[Listener]]) -> None:
+    """Have each of these registered on root :data:`OFTEN` times.
+
+    :param listeners: by the CPU of the process that does so.
+    :raises Inconclusive: if a registration is refused.
+    """
+
+    def often(cpu: int, own: list[Listener]) -> None:
+        os.sched_setaffinity(0, {cpu})
+        control = os.open(root.file("memory.oom_control"), os.O_RDONLY)
+        for _ in range(OFTEN):
+            for one in own:
+                if register(root, one.fd, control):
+                    os._exit(1)
+
+    children = [Child(partial(often, *pair), root, score=0) for pair in listeners.items()]
+    for child in children:
+        child.wait()
+        child.kill()
+        if child.status:
+            raise Inconclusive(f"registering {OFTEN} times ended with {child.status}")
+
+
+def all_registered(root: Memcg, listeners: list[Listener], times: int) -> None:
+    """A system OOM signals each of these for every one of its registrations."""
+    for one in listeners:
+        one.memcg = root
+    system_oom(allocator=root)
+    for one, count in zip(listeners, settled(root, listeners, fires(*listeners)), strict=True):
+        assert count % times == 0, f"{one.name}: {-count % times} of {times} registrations are lost"
+
+
+@pytest.mark.clause("S1")
+@pytest.mark.profile("parallel")
+@pytest.mark.system_oom
+def test_registering_on_all_cpus_at_once(root: Memcg) -> None:
+    cpus = sorted(os.sched_getaffinity(0))
+    listeners = {cpu: [Listener(f"#{n} of CPU {cpu}") for n in range(EVENTFDS)] for cpu in cpus}
+    register_at_once(root, listeners)
+    all_registered(root, [*chain(*listeners.values())], OFTEN)
+    # While the kernel forgets some of them, registration by registration, others come again.
+    for one in listeners.pop(cpus[0]):
+        one.close()
+    if listeners:
+        register_at_once(root, listeners)
+        all_registered(root, [*chain(*listeners.values())], 2 * OFTEN)
+    for one in chain(*listeners.values()):
+        one.close()
 
 
 @pytest.mark.clause("K3")
