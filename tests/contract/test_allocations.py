@@ -100,10 +100,12 @@ def under_a_lock(
     raise Inconclusive(f"it was never {name}() that ran out of memory")
 
 
+@pytest.mark.pristine
 def test_with_the_mmap_lock_held(root: Memcg, listen: Listen) -> None:
     under_a_lock(root, listen, "mprotect_fixup", kinds.mappings)
 
 
+@pytest.mark.pristine
 def test_with_cgroup_mutex_held(root: Memcg, memcg: Callable[..., Memcg], listen: Listen) -> None:
     above = memcg()
 
