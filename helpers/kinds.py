@@ -193,9 +193,10 @@ def _free() -> int:
     """
     with open("/proc/zoneinfo", encoding="ascii") as file:
         zones = ZONE.findall(file.read())
-    kept = (int(least) + max(map(int, lower.split(", "))) for _, least, lower in zones)
-    spare = (int(zone[0]) - keeps for zone, keeps in zip(zones, kept, strict=True))
-    return sum(max(0, pages) for pages in spare) * mmap.PAGESIZE
+    pages = 0
+    for free, least, kept in zones:
+        pages += max(0, int(free) - int(least) - max(map(int, kept.split(", "))))
+    return pages * mmap.PAGESIZE
 
 
 def mappings() -> None:

@@ -81,6 +81,7 @@ def test_cost_does_not_grow(
 ) -> None:
     listen(root, "root")
     below = Listener("below")
+    seen: list[tuple[float, int]] = []
 
     def judge(what: str) -> None:
         took, steps = cost(tracer, root, OOMS)
@@ -96,7 +97,6 @@ def test_cost_does_not_grow(
         seen.append((took, steps))
         record(f"microseconds, {what}", round(took * 1e6))
 
-    seen: list[tuple[float, int]] = []
     with Tracer() as tracer:
         tracer.probe("called", "out_of_memory")
         tracer.probe("looks", *LOOK)

@@ -12,7 +12,7 @@ import pytest
 
 from helpers import hogs
 from helpers.evidence import Inconclusive, Kill, Kmsg, kills
-from helpers.hogs import CHUNK, Bait, Child, exhaust
+from helpers.hogs import CHUNK, VICTIM, Bait, Child, exhaust
 from helpers.judge import alive_on_root, fires, over, settled, stays_silent
 from helpers.listeners import Listener
 from helpers.memcgs import MIB, Memcg
@@ -31,51 +31,61 @@ TRIES = 12
 RESERVE = 8 * MIB  # what a notifier frees: more than any hog takes before it looks again
 
 
-def alone(root: Memcg, listener: Listener, attempt: Callable[[], str]) -> None:
+def alone(root: Memcg, listener: Listener, attempt: Callable[[], None]) -> None:
     """Try until nobody else runs out of memory at the same time, which is right to be told of.
 
-    :param attempt: says what came in between, or nothing.
+    :param attempt: raises Inconclusive if something came in between.
     :raises Inconclusive: if something always does.
     """
-    between = ""
-    for _ in range(TRIES):
+    for left in reversed(range(TRIES)):
         listener.count()
-        between = attempt()
-        if not between:
+        try:
+            attempt()
+        except Inconclusive:
+            if not left:
+                raise
+            over(root)
+        else:
             return
-        over(root)
-    raise Inconclusive(between)
 
 
-def unkilled(
-    whitebox: Whitebox, way: str, body: Callable[[], None], status: int = 0
-) -> Callable[[], str]:
-    """An attempt to have a child run ``body``, for which the kernel must kill nobody.
-
-    :param way: the one reason for that, one of :class:`Counts`.
-    :param status: the child's end.
-    """
-
-    def attempt() -> str:
-        kmsg, before = Kmsg(), whitebox.counts()
-        child = Child(body)
+def ran(
+    body: Callable[[], None], home: Memcg | None = None, score: int = VICTIM
+) -> tuple[int | None, list[str]]:
+    """Have a child run ``body``; its end, and what the kernel has logged meanwhile."""
+    kmsg = Kmsg()
+    try:
+        child = Child(body, home, score)
         child.wait()
         child.kill()
-        killed, counts = kills(kmsg.read()), whitebox.counts().since(before)
+        return child.status, kmsg.read()
+    finally:
         kmsg.close()
-        if child.status != status:
-            return f"the allocating task ended with {child.status}, not {status}"
-        if killed:
-            return "the OOM killer has killed, which was not asked for"
-        return other_than(way, counts)
-
-    return attempt
 
 
-def other_than(way: str, counts: Counts) -> str:
-    """Says so unless all ended in that way, and some did."""
-    others = counts.calls if way == "refused" else counts.calls - getattr(counts, way)
-    return f"it did not end as {way}: {counts}" if others or not getattr(counts, way) else ""
+def unkilled(whitebox: Whitebox, body: Callable[[], None], status: int = 0) -> Counts:
+    """Have a child run ``body``, for which the kernel must kill nobody.
+
+    :param status: the child's end.
+    :returns: what the module has counted meanwhile.
+    :raises Inconclusive: if it ends otherwise, or somebody is killed.
+    """
+    before = whitebox.counts()
+    ended, lines = ran(body)
+    if ended != status:
+        raise Inconclusive(f"the allocating task ended with {ended}, not {status}")
+    if kills(lines):
+        raise Inconclusive("the OOM killer has killed, which was not asked for")
+    return whitebox.counts().since(before)
+
+
+def proven(counts: Counts, way: str) -> None:
+    """The system OOM happened and the kernel had that one reason to kill nobody.
+
+    :raises Inconclusive: if not.
+    """
+    if not getattr(counts, way) or getattr(counts, way) < counts.calls:
+        raise Inconclusive(f"the system OOM did not end as {way}: {counts}")
 
 
 def beside_a_bait(root: Memcg, body: Callable[[], None]) -> list[str]:
@@ -83,15 +93,13 @@ def beside_a_bait(root: Memcg, body: Callable[[], None]) -> list[str]:
 
     The child would not do: a task that is dying already is chosen without a word.
     """
-    kmsg, bait = Kmsg(), Bait(root, MIB)
-    child = Child(body, root, score=0)
-    child.wait()
-    child.kill()
-    bait.kill()
-    os.close(bait.tether)
-    lines = kmsg.read()
-    kmsg.close()
-    return lines
+    bait = Bait(root, MIB)
+    try:
+        _, lines = ran(body, root, score=0)
+        return lines
+    finally:
+        bait.kill()
+        os.close(bait.tether)
 
 
 @pytest.mark.clause("N4")
@@ -109,7 +117,7 @@ def test_oom_notifier_that_freed_memory_keeps_root_silent(
         return None
 
     listener = listen(root, "root")
-    alone(root, listener, unkilled(whitebox, "freed", body))
+    alone(root, listener, lambda: proven(unkilled(whitebox, body), "freed"))
     stays_silent(root, listener, after="a system OOM that a notifier has mended")
     alive_on_root(listener)
 
@@ -118,7 +126,7 @@ def test_oom_notifier_that_freed_memory_keeps_root_silent(
 def test_dying_allocator_keeps_root_silent(root: Memcg, listen: Listen, whitebox: Whitebox) -> None:
     listener = listen(root, "root")
     body = partial(whitebox.alloc, "kernel", context="dying")
-    alone(root, listener, unkilled(whitebox, "dying", body, -signal.SIGKILL))
+    alone(root, listener, lambda: proven(unkilled(whitebox, body, -signal.SIGKILL), "dying"))
     stays_silent(root, listener, after="a system OOM in a task that is dying already")
     alive_on_root(listener)
 
@@ -136,7 +144,7 @@ def test_allocation_that_forbids_a_kill_keeps_root_silent(
         whitebox.alloc(gfp, context=context)
 
     listener = listen(root, "root")
-    alone(root, listener, unkilled(whitebox, "nofs", body))
+    alone(root, listener, lambda: proven(unkilled(whitebox, body), "nofs"))
     stays_silent(root, listener, after=f"a system OOM in a GFP_{gfp.upper()} allocation")
     alive_on_root(listener)
 
@@ -150,14 +158,13 @@ def test_allocation_that_forbids_a_kill_keeps_root_silent(
 def test_system_oom_with_a_way_out_kills_nobody(
     root: Memcg, listen: Listen, whitebox: Whitebox, way: str, gfp: str, context: str
 ) -> None:
-    def attempt() -> str:
+    def attempt() -> None:
         if way != "dying":
             whitebox.hold(RESERVE, report=way == "freed")
         before = whitebox.counts()
         lines = beside_a_bait(root, lambda: whitebox.alloc(gfp, context=context))
-        between = other_than(way, whitebox.counts().since(before))
-        assert between or not kills(lines), f"somebody was killed, with a way out: {way}"
-        return between
+        proven(whitebox.counts().since(before), way)
+        assert not kills(lines), f"somebody was killed, with a way out: {way}"
 
     alone(root, listen(root, "root"), attempt)
 
@@ -194,9 +201,13 @@ def test_memcg_oom_in_an_allocation_that_forbids_io_kills(
 def test_allocation_that_may_fail_keeps_root_silent(
     root: Memcg, listen: Listen, whitebox: Whitebox, gfp: str, order: int, context: str
 ) -> None:
+    def attempt() -> None:
+        counts = unkilled(whitebox, lambda: whitebox.alloc(gfp, order=order, context=context))
+        if counts.calls or not counts.refused:
+            raise Inconclusive("the allocation did not just fail")
+
     listener = listen(root, "root")
-    body = partial(whitebox.alloc, gfp, order=order, context=context)
-    alone(root, listener, unkilled(whitebox, "refused", body))
+    alone(root, listener, attempt)
     stays_silent(root, listener, after="an allocation that failed")
     alive_on_root(listener)
 
@@ -209,12 +220,12 @@ def test_allocation_that_may_fail_keeps_root_silent(
 def test_allocation_that_may_fail_kills_nobody(
     root: Memcg, listen: Listen, whitebox: Whitebox, gfp: str, order: int, told: str
 ) -> None:
-    def attempt() -> str:
+    def attempt() -> None:
         lines = beside_a_bait(root, lambda: whitebox.alloc(gfp, order=order))
         invoked = [line for line in lines if "invoked oom-killer" in line and told in line]
         assert not invoked, f"an allocation that may fail ran into the OOM killer: {invoked[0]}"
-        failed = whitebox.counts().refused and not kills(lines)
-        return "" if failed else "the allocation did not just fail"
+        if kills(lines) or not whitebox.counts().refused:
+            raise Inconclusive("the allocation did not just fail")
 
     alone(root, listen(root, "root"), attempt)
 
