@@ -71,12 +71,9 @@ class _Bench:
         self.dispatcher = dispatch.Dispatcher()
 
     def prepare(self, tests: suite.Suite | None = None) -> snapshot.Snapshot:
-        made: snapshot.Snapshot = self.dispatcher.wait(
-            snapshot.prepare(
-                self.kernel, PROFILES["default"], self.accel, tests or self.suite, lambda line: None
-            )
+        return self.dispatcher.prepare(
+            self.kernel, PROFILES["default"], self.accel, tests or self.suite, lambda line: None
         )
-        return made
 
     def changed(self) -> None:
         """Have a session with one test file that it has not seen before."""

@@ -16,6 +16,7 @@ from vm.results import NAME, Results
 from vm.verdict import EXIT_CODES
 
 ROOT = Path(__file__).resolve().parent.parent
+CONTRACT = ROOT / "tests" / "contract"
 HELP = """\
 Exit codes: 0 conforms, 1 violates or not patched, 125 inconclusive, 2 wrong usage, 130 interrupted.
 Further arguments are pytest's: -k P1, -x, --junitxml FILE, --durations 10, -v, a test's id ...
@@ -43,7 +44,7 @@ def arguments(parser: argparse.ArgumentParser, default: str) -> None:
         help="exit with 0 if this is the verdict and with 1 if not; one for each --kernel",
     )
     parser.add_argument(
-        "-n", metavar="N", default="auto", help="tests at once (default: %(default)s)"
+        "-n", metavar="N", default="auto", help="tests at once (default: one for each CPU)"
     )
 
 
@@ -51,8 +52,8 @@ def arguments(parser: argparse.ArgumentParser, default: str) -> None:
 TAKES = {"-k", "-m", "--kernel-build", "--basetemp", "--ignore", "--deselect", "--confcutdir"}
 
 
-class _Exit:
-    """Turns what pytest ended with into the verdict's exit code.
+class _Session:
+    """What the verb adds to pytest: how many workers there are, and the verdict's exit code.
 
     :param expected: verdicts, kernel by kernel; empty if none in particular is expected.
     """
@@ -64,6 +65,21 @@ class _Exit:
 
     def pytest_configure(self, config: pytest.Config) -> None:
         self.config = config
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_xdist_auto_num_workers(self, config: pytest.Config) -> int | None:
+        """None where a single test is asked for: to start workers would take longer than it does.
+
+        xdist asks before the plugins are configured, which make a clause's name of a -k.
+        """
+        if len(config.getoption("--kernel")) > 1:
+            return None
+        if any("::" in argument for argument in config.args):
+            return 0 if len(config.args) == 1 else None
+        clauses = config.getoption("--clause") or [config.option.keyword]
+        marks = [f'clause("{clause}")' for clause in clauses]
+        tests = [path.read_text() for path in CONTRACT.glob("test_*.py")]
+        return 0 if sum(text.count(mark) for text in tests for mark in marks) == 1 else None
 
     def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
         """Tell an interruption from xdist's way to end a session on -x or --maxfail."""
@@ -100,7 +116,6 @@ def main(given: argparse.Namespace) -> int:
     expected = given.expect or []
     if expected and len(expected) != len(kernels):
         raise UserError("run: give --expect once for each --kernel, in the same order")
-    workers = str(os.cpu_count() or 1) if given.n == "auto" else given.n
     options = [
         "-c",
         str(ROOT / "pyproject.toml"),
@@ -108,15 +123,15 @@ def main(given: argparse.Namespace) -> int:
         str(ROOT),
         "-q",
         "-n",
-        workers,
+        given.n,
         "--tb=short",
     ]
     options += ["-p", "no:cacheprovider", *(f"--kernel={name}" for name in kernels)]
     further = [argument for argument in given.pytest if argument != "--"]
     if not any(_is_test(before, argument) for before, argument in pairwise(["", *further])):
-        further.append(str(ROOT / "tests" / "contract"))
-    verdict = _Exit(expected)
-    return verdict.code(int(pytest.main([*options, *further], plugins=[verdict])))
+        further.append(str(CONTRACT))
+    session = _Session(expected)
+    return session.code(int(pytest.main([*options, *further], plugins=[session])))
 
 
 def _is_test(before: str, argument: str) -> bool:

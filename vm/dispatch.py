@@ -15,7 +15,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from vm import outcome, qemu
+from vm import outcome, qemu, snapshot
 from vm.errors import LostVM
 from vm.outcome import Crash
 from vm.snapshot import Snapshot, scale
@@ -92,7 +92,7 @@ class Dispatcher:
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
-        self._ahead: tuple[Snapshot, asyncio.Task[qemu.Machine]] | None = None
+        self._ahead: tuple[Snapshot, asyncio.Future[qemu.Machine]] | None = None
         self._kept: tuple[Task, qemu.Machine] | None = None
 
     def __enter__(self) -> Dispatcher:
@@ -112,6 +112,21 @@ class Dispatcher:
         self.wait(self._drop())
         self._loop.run_until_complete(self._loop.shutdown_asyncgens())
         self._loop.close()
+
+    def prepare(self, *what: Any) -> Snapshot:
+        """:func:`snapshot.prepare`; the machine of a new snapshot is the one restored ahead."""
+        prepared: Snapshot = self.wait(self._prepare(*what))
+        return prepared
+
+    async def _prepare(self, *what: Any) -> Snapshot:
+        made, machine = await snapshot.prepare(*what)
+        if machine is not None and (self._ahead or self._kept):
+            await machine.kill()
+        elif machine is not None:
+            coming = asyncio.get_running_loop().create_future()
+            coming.set_result(machine)
+            self._ahead = (made, coming)
+        return made
 
     async def _drop(self) -> None:
         if self._kept:
@@ -134,7 +149,9 @@ class Dispatcher:
         if not self._kept and self._ahead and self._ahead[0] == task.snapshot:
             _, coming = self._ahead
             self._ahead = None
-            return await coming
+            machine = await coming
+            await machine.resume()  # that of a new snapshot stands still
+            return machine
         await self._drop()
         return await task.snapshot.restore()
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-import os
 import sys
 import tempfile
 import tomllib
@@ -174,10 +173,9 @@ def _run(chosen: Sequence[Mutant], given: argparse.Namespace) -> Mapping[str, Ju
     """Run the contract on mutants that a number chooses; its own output is for nobody."""
     if not chosen:
         return {}
-    workers = str(os.cpu_count() or 1) if given.n == "auto" else given.n
     options = ["-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT)]
     # worksteal leaves neighbours together, and thus one mutant's tests to one worker.
-    options += ["-p", "no:cacheprovider", "-p", "vm.hunt", "-n", workers, "--dist", "worksteal"]
+    options += ["-p", "no:cacheprovider", "-p", "vm.hunt", "-n", given.n, "--dist", "worksteal"]
     options += ["--all-clauses"] if given.all_clauses else []
     options += [f"--kernel={mutant.kernel(given.series)}" for mutant in chosen]
     keep, printed = _Keep(), io.StringIO()

@@ -26,6 +26,7 @@ from vm.target import Target, split
 
 ROOT = Path(__file__).resolve().parent.parent
 HARNESS = ROOT / "tests" / "harness"
+CONTRACT = ROOT / "tests" / "contract"
 KERNELS = "oomtest_kernels"
 # So many system OOMs that hang a kernel, in each of xdist's workers, are enough to know it by; each
 # takes as long as the timers do.
@@ -77,19 +78,28 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.option.keyword in verdict.clauses():  # which pytest would find in P10 as well as P1
         config.option.clause = [*(config.option.clause or []), config.option.keyword]
         config.option.keyword = ""
+    unknown = set(config.getoption("--clause") or []) - set(verdict.clauses())
+    if unknown:
+        raise pytest.UsageError(f"--clause {', '.join(sorted(unknown))}: no such clause")
     if not hasattr(config, "workerinput"):
         config.pluginmanager.register(results.Results(config), results.NAME)
     if config.getoption("--kernel"):
         config.pluginmanager.register(Guests(config), "oomtest-guests")
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out the contract's files that have no test of the clauses asked for: it saves time."""
+    wanted = config.getoption("--clause")
+    if not wanted or collection_path.suffix != ".py" or collection_path.parent != CONTRACT:
+        return None
+    text = collection_path.read_text()
+    return None if any(f'clause("{clause}")' in text for clause in wanted) else True
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     wanted = config.getoption("--clause")
     if not wanted:
         return
-    unknown = set(wanted) - set(verdict.clauses())
-    if unknown:
-        raise pytest.UsageError(f"--clause {', '.join(sorted(unknown))}: no such clause")
 
     def asked(item: pytest.Item) -> bool:
         return any(mark.args[0] in wanted for mark in item.iter_markers("clause"))
@@ -217,14 +227,13 @@ class Guests:
         """The test files and directories that were asked for and can run in a guest."""
         paths = [Path(arg.partition("::")[0]) for arg in self.config.args]
         found = [(self.config.invocation_params.dir / path).resolve() for path in paths]
-        whole = ROOT / "tests" / "contract"
-        inside = {whole, *whole.parents}
-        return [whole] + [
+        inside = {CONTRACT, *CONTRACT.parents}
+        return [CONTRACT] + [
             path
             for path in found
             if path.exists()
             and path not in inside
-            and not path.is_relative_to(whole)
+            and not path.is_relative_to(CONTRACT)
             and not path.is_relative_to(HARNESS)
         ]
 

@@ -215,7 +215,7 @@ async def _boot_once(
 
 async def prepare(
     kernel: Kernel, profile: Profile, accel: str, suite: Suite, say: Callable[[str], None]
-) -> Snapshot:
+) -> tuple[Snapshot, qemu.Machine | None]:
     """The snapshot that a kernel's tests start from, from the cache or made now.
 
     :param kernel: what to boot.
@@ -223,6 +223,8 @@ async def prepare(
     :param accel: ``kvm`` or ``tcg``.
     :param suite: the tests.
     :param say: takes progress lines.
+    :returns: the snapshot and, if it was made now, the machine, standing still: as good as one
+        that is restored.
     :raises UserError: if the kernel does not boot, has no memcg v1, the suite cannot be collected
         or the disk is full.
     """
@@ -236,16 +238,18 @@ async def prepare(
     )  # fmt: skip
     base = cache.cache_dir() / "snapshots" / f"{key}-base"
     target = base.with_name(f"{key}-{suite.key}")
+    machine = None
     with cache.locked(f"snapshot-{key}"):
         if not cache.hold(target):
             with _scratch(base) as scratch:
                 layers = Snapshot(base, spec), Snapshot(target, spec)
-                if not await _amend(*layers, suite, scratch / "memory"):
-                    await _make(kernel, profile, *layers, suite, scratch, say)
+                machine = await _amend(*layers, suite, scratch / "memory") or await _make(
+                    kernel, profile, *layers, suite, scratch, say
+                )
             cache.hold(target)
             _prune(target.parent)
     os.utime(target)
-    return Snapshot(target, spec)
+    return Snapshot(target, spec), machine
 
 
 def _last(base: Snapshot, suite: Suite) -> tuple[Snapshot, list[str]] | None:
@@ -259,30 +263,34 @@ def _last(base: Snapshot, suite: Suite) -> tuple[Snapshot, list[str]] | None:
     return None
 
 
-async def _amend(base: Snapshot, target: Snapshot, suite: Suite, memory: Path) -> bool:
+async def _amend(
+    base: Snapshot, target: Snapshot, suite: Suite, memory: Path
+) -> qemu.Machine | None:
     """Make a suite layer of the last one, where that can be done."""
     last = _last(base, suite)
     if last is None:
-        return False
+        return None
     layer, names = last
     for used in (base.directory, layer.directory):
         with contextlib.suppress(FileNotFoundError):  # the base is not needed
             os.utime(used)
     _copy_sparse(layer.directory / "memory", memory)
     _reserve(memory)
-    machine = None
     try:
         machine = await layer.restore(memory)
+    except LostVM:
+        return None
+    try:
         await machine.send(**suite.amendment(names))
         await _await(machine, "collected", boot_limit(base.spec.accel))
         facts = {name: fact for name, fact in layer.facts().items() if name != "suite"}
         await _save(machine, memory, target.directory, facts)
-    except (LostVM, TimeoutError):
-        return False
-    finally:
-        if machine is not None:
-            await machine.kill()
-    return True
+    except BaseException as error:
+        await machine.kill()
+        if isinstance(error, LostVM | TimeoutError):
+            return None
+        raise
+    return machine
 
 
 async def _make(
@@ -293,7 +301,7 @@ async def _make(
     suite: Suite,
     scratch: Path,
     say: Callable[[str], None],
-) -> None:
+) -> qemu.Machine:
     memory = scratch / "memory"
     booted = cache.hold(base.directory)
     if booted:
@@ -316,11 +324,13 @@ async def _make(
         if profile.balloon:
             await machine.inflate(profile.balloon, 5 * scale(base.spec.accel))
         await _save(machine, memory, target.directory, {**facts, "suite": suite.digests})
-    except (LostVM, TimeoutError) as error:
-        reason = f"{kernel.name}: the suite cannot be collected in the guest: {error}"
-        raise UserError(reason, INCONCLUSIVE) from error
-    finally:
+    except BaseException as error:
         await machine.kill()
+        if isinstance(error, LostVM | TimeoutError):
+            reason = f"{kernel.name}: the suite cannot be collected in the guest: {error}"
+            raise UserError(reason, INCONCLUSIVE) from error
+        raise
+    return machine
 
 
 def _youngest(directory: Path, pattern: str) -> list[Path]:

@@ -69,10 +69,8 @@ class Target:
     def machine(self, profile: str) -> Snapshot:
         """The snapshot of that machine profile, made if it is not cached."""
         if profile not in self._snapshots:
-            self._snapshots[profile] = self._dispatcher.wait(
-                snapshot.prepare(
-                    self.kernel, PROFILES[profile], self.accel.name, self.suite, self._say
-                )
+            self._snapshots[profile] = self._dispatcher.prepare(
+                self.kernel, PROFILES[profile], self.accel.name, self.suite, self._say
             )
         return self._snapshots[profile]
 

@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from vm.contract import _is_test
+from vm.contract import _is_test, _Session
 
 
 @pytest.mark.parametrize(
@@ -29,3 +31,31 @@ def test_names_a_test(
 ) -> None:
     monkeypatch.chdir(Path(__file__).parents[2])
     assert _is_test(before, argument) == names_a_test
+
+
+@pytest.mark.parametrize(
+    ("kernels", "clauses", "keyword", "arguments", "workers"),
+    [
+        (1, None, "P1", ["tests/contract"], 0),
+        (1, ["P1"], "", ["tests/contract"], 0),
+        (2, None, "P1", ["tests/contract"], None),
+        (1, None, "K6", ["tests/contract"], None),
+        (1, ["P1", "P8"], "", ["tests/contract"], None),
+        (1, None, "", ["tests/contract"], None),
+        (1, None, "", ["tests/contract/test_cost.py::test_cost_does_not_grow"], 0),
+        (1, None, "", ["a.py::test_a", "a.py::test_b"], None),
+        (1, None, "P1", ["a.py::test_a", "a.py::test_b"], None),
+    ],
+)
+def test_a_single_test_needs_no_workers(
+    kernels: int,
+    clauses: list[str] | None,
+    keyword: str,
+    arguments: list[str],
+    workers: int | None,
+) -> None:
+    given = {"--kernel": ["any"] * kernels, "--clause": clauses}
+    config: Any = SimpleNamespace(
+        getoption=given.get, option=SimpleNamespace(keyword=keyword), args=arguments
+    )
+    assert _Session([]).pytest_xdist_auto_num_workers(config) == workers

@@ -48,6 +48,15 @@ def test_dangerous_tests_are_marked(function: Callable[..., None], carried: set[
         assert "system_oom" in carried
 
 
+@pytest.mark.parametrize(("function", "carried"), CASES)
+def test_clauses_are_written_out(function: Callable[..., None], carried: set[str]) -> None:
+    """--clause collects only the files in which it can be read."""
+    text = inspect.getsource(inspect.getmodule(function) or function)
+    for mark in get_unpacked_marks(function):
+        if mark.name == "clause":
+            assert f'clause("{mark.args[0]}")' in text
+
+
 def test_the_dangerous_tests_are_recognised() -> None:
     dangerous = {case.id for case in CASES if reach.reaches(case.values[0])}
     assert {
@@ -72,3 +81,9 @@ def test_a_keyword_that_is_a_clause_is_no_part_of_another(
     listed = run_pytest("--collect-only", "-q", asked, "tests/contract").stdout
     assert "::test_system_oom_signals_root" in listed
     assert ("test_allocations.py" in listed) is others  # P10's
+
+
+def test_an_unknown_clause_is_told_at_once(run_pytest: Pytest) -> None:
+    done = run_pytest("--clause", "P77", "-n", "2", "tests/contract")
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR
+    assert done.stderr.strip() == "ERROR: --clause P77: no such clause"

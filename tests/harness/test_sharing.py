@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.harness.conftest import LIMIT, REFERENCE, Pytest
-from vm import qemu
+from vm import qemu, snapshot
 from vm.dispatch import Dispatcher, Result, Task
 from vm.outcome import Crash
 from vm.snapshot import Snapshot
@@ -80,6 +80,9 @@ class Machine:
     def printed(self) -> str:
         return ""
 
+    async def resume(self) -> None:
+        self.log.append(f"{self.number} goes on")
+
     async def send(self, **command: Any) -> None:
         self.log.append(f"{command['id']} in {self.number}")
         left = ["memcgs"] if command["id"] == "leaves" else []
@@ -122,6 +125,31 @@ def test_a_machine_that_nobody_wants_is_thrown_away(monkeypatch: pytest.MonkeyPa
     finally:
         dispatcher.close()
     assert machines.log == ["a in 1", "1 gone", "c in 2", "2 gone"]
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_the_machine_of_a_new_snapshot_runs_a_test(
+    monkeypatch: pytest.MonkeyPatch, kept: bool
+) -> None:
+    """Unless another one waits for its test already."""
+    machines = Machines(monkeypatch)
+
+    async def prepare(*_: object) -> Any:
+        return HERE, await machines.restore()
+
+    monkeypatch.setattr(snapshot, "prepare", prepare)
+    dispatcher = Dispatcher()
+    try:
+        if kept:
+            dispatcher.run(replace(TASK, nodeid="z"), TASK)
+        assert dispatcher.prepare() == HERE
+        dispatcher.run(TASK)
+    finally:
+        dispatcher.close()
+    if kept:
+        assert machines.log == ["z in 1", "2 gone", "a in 1", "1 gone"]
+    else:
+        assert machines.log == ["1 goes on", "a in 1", "1 gone"]
 
 
 @pytest.mark.usefixtures("reference")
