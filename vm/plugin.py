@@ -28,6 +28,9 @@ ROOT = Path(__file__).resolve().parent.parent
 HARNESS = ROOT / "tests" / "harness"
 CONTRACT = ROOT / "tests" / "contract"
 KERNELS = "oomtest_kernels"
+# What ports break most often comes first. The storms take longest and do not come last: xdist keeps
+# a worker's last test back until no other worker has more than one left.
+ORDER = "PNSKI"
 # So many system OOMs that hang a kernel, in each of xdist's workers, are enough to know it by; each
 # takes as long as the timers do.
 ENOUGH = 4
@@ -262,7 +265,8 @@ class Guests:
         if item.nodeid not in self.routes:
             return (-1,)
         kernel = kernels[self.routes[item.nodeid][0].name]
-        return (kernel, _argument(item, "clause") or "", _argument(item, "profile") or "")
+        clause = _argument(item, "clause") or ""
+        return (kernel, ORDER.find(clause[:1]), clause, _argument(item, "profile") or "")
 
     def _task(self, item: pytest.Item | None) -> dispatch.Task | None:
         """What the dispatcher is to run; None for what does not run in a guest."""

@@ -194,8 +194,8 @@ def test_plain(run_pytest: Pytest) -> None:
 def test_selection_and_stop(run_pytest: Pytest) -> None:
     done = run_pytest("--kernel", REFERENCE, SAMPLES, "-k", "test_fails or panics", "-x", "-v")
     assert done.returncode == pytest.ExitCode.TESTS_FAILED
-    assert "::test_fails FAILED" in done.stdout
-    assert "::test_panics" not in done.stdout
+    assert "::test_panics FAILED" in done.stdout
+    assert "::test_fails" not in done.stdout
     assert "1 failed" in done.stdout
     assert "passed" not in done.stdout.splitlines()[-1]
     assert "stopping after 1 failures" in done.stdout
