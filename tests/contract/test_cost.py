@@ -8,14 +8,13 @@ out_of_memory() being called and its first look at a process, which is where lis
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Callable
 
 import pytest
 
 from helpers.evidence import Inconclusive
 from helpers.judge import deferred, fires
-from helpers.listeners import Listener, register
+from helpers.listeners import Listener, register_often
 from helpers.memcgs import Memcg
 from helpers.tracing import Event, Tracer
 from helpers.triggers import system_oom
@@ -65,11 +64,14 @@ def cost(tracer: Tracer, root: Memcg, ooms: int) -> tuple[float, int]:
 
 
 def crowd(home: Memcg, listener: Listener) -> None:
-    """Register it :data:`CROWD` times."""
-    control = os.open(home.file("memory.oom_control"), os.O_RDONLY)
-    for _ in range(CROWD):
-        register(home, listener.fd, control)
-    os.close(control)
+    """Register it :data:`CROWD` times.
+
+    :raises Inconclusive: if the kernel refuses.
+    """
+    try:
+        register_often(home, [listener.fd], CROWD)
+    except OSError as error:
+        raise Inconclusive(f"{CROWD} registrations are refused: {error.strerror}") from error
 
 
 @pytest.mark.clause("S2")
