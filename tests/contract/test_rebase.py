@@ -133,6 +133,7 @@ def register_at_once(root: Memcg, listeners: dict[int, list[Listener]]) -> None:
 
     children = [Child(partial(often, *pair), root, score=0) for pair in listeners.items()]
     os.close(begin)
+    os.close(go)
     for child in children:
         child.wait()
         child.kill()
