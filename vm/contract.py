@@ -13,10 +13,9 @@ import pytest
 
 from vm.errors import INCONCLUSIVE, INTERRUPTED, USAGE, UserError
 from vm.results import NAME, Results
-from vm.verdict import EXIT_CODES
+from vm.verdict import CONTRACT, EXIT_CODES, marks
 
 ROOT = Path(__file__).resolve().parent.parent
-CONTRACT = ROOT / "tests" / "contract"
 HELP = """\
 Exit codes: 0 conforms, 1 violates or not patched, 125 inconclusive, 2 wrong usage, 130 interrupted.
 Further arguments are pytest's: -k P1, -x, --junitxml FILE, --durations 10, -v, a test's id ...
@@ -77,9 +76,7 @@ class _Session:
         if any("::" in argument for argument in config.args):
             return 0 if len(config.args) == 1 else None
         clauses = config.getoption("--clause") or [config.option.keyword]
-        marks = [f'clause("{clause}")' for clause in clauses]
-        tests = [path.read_text() for path in CONTRACT.glob("test_*.py")]
-        return 0 if sum(text.count(mark) for text in tests for mark in marks) == 1 else None
+        return 0 if sum(marks(path, clauses) for path in CONTRACT.glob("test_*.py")) == 1 else None
 
     def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
         """Tell an interruption from xdist's way to end a session on -x or --maxfail."""

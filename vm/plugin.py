@@ -23,10 +23,10 @@ from vm import deaths, dispatch, outcome, results, run, stubs, verdict
 from vm.errors import INCONCLUSIVE, HostError, LostVM, UserError
 from vm.outcome import Crash
 from vm.target import Target, split
+from vm.verdict import CONTRACT
 
 ROOT = Path(__file__).resolve().parent.parent
 HARNESS = ROOT / "tests" / "harness"
-CONTRACT = ROOT / "tests" / "contract"
 KERNELS = "oomtest_kernels"
 # What ports break most often comes first. The storms take longest and do not come last: xdist keeps
 # a worker's last test back until no other worker has more than one left.
@@ -95,8 +95,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     wanted = config.getoption("--clause")
     if not wanted or collection_path.suffix != ".py" or collection_path.parent != CONTRACT:
         return None
-    text = collection_path.read_text()
-    return None if any(f'clause("{clause}")' in text for clause in wanted) else True
+    return None if verdict.marks(collection_path, wanted) else True
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

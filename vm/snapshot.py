@@ -23,7 +23,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,11 +78,8 @@ class Snapshot:
             machine = await qemu.Machine.start(
                 self.spec, memory, share=own is not None, state=state
             )
-            try:
+            async with _or_killed(machine):
                 await machine.restore(state)
-            except BaseException:
-                await machine.kill()
-                raise
         finally:
             os.close(state)
         return machine
@@ -107,6 +104,16 @@ def _scratch(near: Path) -> Iterator[Path]:
             yield directory
     finally:
         shutil.rmtree(directory, ignore_errors=True)
+
+
+@contextlib.asynccontextmanager
+async def _or_killed(machine: qemu.Machine) -> AsyncIterator[None]:
+    """A machine that outlives the block only if that ends well."""
+    try:
+        yield
+    except BaseException:
+        await machine.kill()
+        raise
 
 
 async def _save(machine: qemu.Machine, memory: Path, target: Path, facts: dict[str, Any]) -> None:
@@ -278,18 +285,13 @@ async def _amend(
     _reserve(memory)
     try:
         machine = await layer.restore(memory)
-    except LostVM:
+        async with _or_killed(machine):
+            await machine.send(**suite.amendment(names))
+            await _await(machine, "collected", boot_limit(base.spec.accel))
+            facts = {name: fact for name, fact in layer.facts().items() if name != "suite"}
+            await _save(machine, memory, target.directory, facts)
+    except (LostVM, TimeoutError):
         return None
-    try:
-        await machine.send(**suite.amendment(names))
-        await _await(machine, "collected", boot_limit(base.spec.accel))
-        facts = {name: fact for name, fact in layer.facts().items() if name != "suite"}
-        await _save(machine, memory, target.directory, facts)
-    except BaseException as error:
-        await machine.kill()
-        if isinstance(error, LostVM | TimeoutError):
-            return None
-        raise
     return machine
 
 
@@ -314,22 +316,20 @@ async def _make(
         say(f"booting {kernel.name} ({base.spec.accel})")
         machine, facts = await _boot(base.spec, kernel.name, memory, profile.memcg)
     try:
-        if not booted:
-            await _save(machine, memory, base.directory, facts)
-            mailbox.put(memory, facts["mailbox"], suite.payload)
-            await machine.resume()
-        say("collecting in the guest")
-        await machine.send(**suite.command(), free=profile.free)
-        await _await(machine, "collected", boot_limit(base.spec.accel))
-        if profile.balloon:
-            await machine.inflate(profile.balloon, 5 * scale(base.spec.accel))
-        await _save(machine, memory, target.directory, {**facts, "suite": suite.digests})
-    except BaseException as error:
-        await machine.kill()
-        if isinstance(error, LostVM | TimeoutError):
-            reason = f"{kernel.name}: the suite cannot be collected in the guest: {error}"
-            raise UserError(reason, INCONCLUSIVE) from error
-        raise
+        async with _or_killed(machine):
+            if not booted:
+                await _save(machine, memory, base.directory, facts)
+                mailbox.put(memory, facts["mailbox"], suite.payload)
+                await machine.resume()
+            say("collecting in the guest")
+            await machine.send(**suite.command(), free=profile.free)
+            await _await(machine, "collected", boot_limit(base.spec.accel))
+            if profile.balloon:
+                await machine.inflate(profile.balloon, 5 * scale(base.spec.accel))
+            await _save(machine, memory, target.directory, {**facts, "suite": suite.digests})
+    except (LostVM, TimeoutError) as error:
+        reason = f"{kernel.name}: the suite cannot be collected in the guest: {error}"
+        raise UserError(reason, INCONCLUSIVE) from error
     return machine
 
 
