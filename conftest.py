@@ -19,7 +19,7 @@ import pytest
 from _pytest.outcomes import Failed, OutcomeException
 
 from helpers import gate, preflight, triggers
-from helpers.evidence import Complaints, Inconclusive, Silent, Unproven
+from helpers.evidence import Complaints, Deaf, Inconclusive, Silent, Unproven
 from helpers.listeners import Listener
 from helpers.memcgs import Memcg
 from helpers.whitebox import Unavailable, Whitebox
@@ -37,6 +37,7 @@ MARKERS = (
 
 OUTCOMES: tuple[tuple[type[BaseException], str], ...] = (
     (Silent, "silent"),
+    (Deaf, "deaf"),
     (Unproven, "unproven"),
     (Inconclusive, "inconclusive"),
 )
@@ -235,9 +236,9 @@ def stuck(memcg: Callable[..., Memcg]) -> Iterator[Callable[..., Memcg]]:
     """Make a memcg that is stuck under OOM: its killer is disabled and a hog waits at its limit."""
     hogs = []
 
-    def make(child: Memcg | None = None) -> Memcg:
+    def make(child: Memcg | None = None, limit: int = triggers.SMALL) -> Memcg:
         child = child or memcg()
-        hogs.append(triggers.blocked_hog(child))
+        hogs.append(triggers.blocked_hog(child, limit))
         return child
 
     yield make

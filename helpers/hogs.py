@@ -150,10 +150,22 @@ class Child:
             assert died, f"process {self.pid} is stuck in the kernel and does not die of SIGKILL"
 
 
+POPULATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
+
+
 def populate(size: int) -> None:
     """Fault ``size`` bytes in and keep them: in one system call, from within the kernel."""
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
-    _held.append(mmap.mmap(-1, size, flags=flags))
+    _held.append(mmap.mmap(-1, size, flags=POPULATE))
+
+
+def populate_for_a_moment(size: int) -> None:
+    """Fault ``size`` bytes in, or what of it can be had, and give them back at once.
+
+    Who keeps them at a limit is stuck with the next page that it touches itself: what the second
+    time touches has been touched the first time.
+    """
+    for part in (mmap.PAGESIZE, size):
+        mmap.mmap(-1, part, flags=POPULATE).close()
 
 
 def touch(size: int) -> None:

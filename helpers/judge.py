@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 
 from helpers import gate
-from helpers.evidence import Kill, Kmsg, Silent, Unproven, kills, meminfo
+from helpers.evidence import Deaf, Kill, Kmsg, Silent, Unproven, kills, meminfo
 from helpers.hogs import CHUNK, Child, populate
 from helpers.listeners import Listener
 from helpers.memcgs import Memcg
@@ -133,6 +133,7 @@ def alive_on_root(*listeners: Listener) -> None:
 
     :raises Forbidden: unless system OOMs are allowed.
     :raises AssertionError: if none of them can, though one could that has just been registered.
+    :raises Deaf: if none of them can, nor one that has just been registered.
     :raises Unproven: if some of them cannot.
     """
     gate.require("a system OOM")
@@ -147,8 +148,11 @@ def alive_on_root(*listeners: Listener) -> None:
         assert len(lost) < len(listeners), (
             f"{_names(lost)} is no longer signalled on root, a newcomer is"
         )
+    but = f"silent as it should be, but so is {_names(lost)} in a system OOM"
+    if len(lost) == len(listeners):
+        raise Deaf(f"{but}, and a newcomer as well")
     if lost:
-        raise Unproven(f"silent as it should be, but so is {_names(lost)} in a system OOM")
+        raise Unproven(but)
 
 
 def _deaf(listeners: Sequence[Listener]) -> list[Listener]:

@@ -17,6 +17,7 @@ import re
 import signal
 import socket
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 
@@ -29,6 +30,7 @@ libc.shmat.restype = ctypes.c_void_p
 libc.shmat.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_int)
 
 IPC_PRIVATE, IPC_RMID = 0, 0
+NOBODY = 65534
 PR_SET_PDEATHSIG = 1
 SO_SNDBUFFORCE = 32
 F_SETPIPE_SZ = 1031
@@ -57,6 +59,46 @@ def anonymous_by_faults() -> None:
         area = mmap.mmap(-1, CHUNK, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         _held.append(area)
         ctypes.memset(ctypes.addressof(ctypes.c_char.from_buffer(area)), 1, CHUNK)
+
+
+def by_a_thread() -> None:
+    """Private anonymous memory, asked for by a thread that is not the first of its process."""
+    thread = threading.Thread(target=anonymous_by_faults)
+    thread.start()
+    thread.join()
+
+
+def unprivileged() -> None:
+    """Become nobody."""
+    os.setgroups([])
+    os.setresgid(NOBODY, NOBODY, NOBODY)
+    os.setresuid(NOBODY, NOBODY, NOBODY)
+
+
+def by_nobody() -> None:
+    """Private anonymous memory, asked for without any privilege."""
+    unprivileged()
+    anonymous_by_faults()
+
+
+def in_a_namespace(flag: int, body: Callable[[], None]) -> Callable[[], None]:
+    """A child, the first in a new namespace, that runs ``body``; it goes with its parent.
+
+    :param flag: of unshare(2).
+    """
+
+    def begin() -> None:
+        if libc.unshare(flag):
+            raise OSError(ctypes.get_errno(), f"unshare({flag:#x})")
+        if os.fork() == 0:
+            try:
+                libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+                body()
+            finally:
+                os._exit(0)
+        os.wait()
+
+    return begin
 
 
 def locked() -> None:
@@ -176,13 +218,13 @@ def processes() -> None:
                 os._exit(0)
 
 
-def _fill() -> None:
+def _fill(left: int = LEFT) -> None:
     """Take what is free but for a little, so that what is asked for next is what runs out."""
     for _ in forever():
         free = _free()
-        if free <= LEFT:
+        if free <= left:
             return
-        populate(free - LEFT)
+        populate(free - left)
 
 
 def _free() -> int:
@@ -229,6 +271,24 @@ def memcgs(above: Memcg) -> Callable[[], None]:
             os.mkdir(f"{above.path}/{os.getpid()}-{number}")
 
     return make
+
+
+def registrations(root: Memcg) -> Callable[[], None]:
+    """Registrations on root: whatever lock is held while what they need is allocated.
+
+    No more than it takes: to undo them costs the square of their number.
+    """
+
+    def register() -> None:
+        control = os.open(root.file("memory.oom_control"), os.O_RDONLY)
+        door = os.open(root.file("cgroup.event_control"), os.O_WRONLY)
+        line = f"{os.eventfd(0)} {control}".encode()
+        _fill(LEFT // 8)
+        for _ in range(4000):
+            os.write(door, line)
+        sleep_forever()
+
+    return register
 
 
 def slowly() -> None:

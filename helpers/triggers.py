@@ -55,15 +55,15 @@ def _prove(victim: Child, kmsg: Kmsg, *, memcg: bool, what: str) -> Proof:
 
 def system_oom(
     allocator: Memcg | None = None,
-    victim: Memcg | None = None,
+    victim: Memcg | Bait | None = None,
     body: Callable[[], None] | None = None,
     score: int | None = None,
 ) -> Proof:
     """Exhaust the system's memory until the kernel kills a child of ours.
 
     :param allocator: where the hog lives; the worker's own memcg if None.
-    :param victim: where somebody else lives who is to be killed instead of the hog; the hog
-        itself is the victim if None.
+    :param victim: where somebody else lives who is to be killed instead of the hog, or a bait
+        that is there already; the hog itself is the victim if None.
     :param body: what the hog does, instead of populating anonymous memory.
     :param score: the hog's ``oom_score_adj``; must make it be chosen where it is the victim, and
         somebody else where it is not.
@@ -76,7 +76,7 @@ def system_oom(
         if victim is None:
             hog = Child(body or hogs.exhaust, allocator, hogs.VICTIM if score is None else score)
             return _prove(hog, kmsg, memcg=False, what="system OOM")
-        bait = _bait(victim)
+        bait = victim if isinstance(victim, Bait) else _bait(victim)
         hog = Child(body or (lambda: hogs.exhaust(bait.tether)), allocator, score or 0)
         try:
             return _prove(bait, kmsg, memcg=False, what="system OOM")

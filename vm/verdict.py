@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 CONTRACT = Path(__file__).resolve().parent.parent / "tests" / "contract"
@@ -15,6 +15,7 @@ CONFORMS = "conforms"
 NOT_PATCHED = "not patched"
 VIOLATES = "violates"
 INCONCLUSIVE = "inconclusive"
+EVERY_TIME = "P4"
 UNASKED = "none of its tests was run"
 EXIT_CODES = {CONFORMS: 0, NOT_PATCHED: 1, VIOLATES: 1, INCONCLUSIVE: 125}
 
@@ -22,7 +23,9 @@ EXIT_CODES = {CONFORMS: 0, NOT_PATCHED: 1, VIOLATES: 1, INCONCLUSIVE: 125}
 # nor does an exception that is no judgement, nor a test that ran out of time and could say so: the
 # host may be too busy. A kernel that panicked, hangs or does not let go of a test has answered.
 AGAINST = frozenset({"failed", "silent", "panic", "hang", "stuck"})
-NO_ANSWER = frozenset({"inconclusive", "unproven", "error", "lost", "worker-died", "timeout"})
+NO_ANSWER = frozenset(
+    {"inconclusive", "unproven", "deaf", "error", "lost", "worker-died", "timeout"}
+)
 
 
 @dataclass(frozen=True)
@@ -151,8 +154,13 @@ def judge(answers: Iterable[Answer], contract: Mapping[str, Clause]) -> Judgemen
     :param contract: as :func:`clauses` gives it; a clause without an answer counts as not asked.
     """
     of: dict[str, list[Answer]] = {name: [] for name in contract}
+    answers = list(answers)
+    heard = any(answer.clause.startswith("P") and answer.state == "passed" for answer in answers)
     for answer in answers:
         of[answer.clause].append(answer)
+        # Whatever the test was about: there was a system OOM, and nobody on root was signalled.
+        if heard and answer.state == "deaf" and EVERY_TIME in of:
+            of[EVERY_TIME].append(replace(answer, clause=EVERY_TIME, state="failed"))
     rows = tuple(row(contract[name], of[name]) for name in contract)
     verdict, why, named = _decide(rows)
     return Judgement(verdict, why, named, rows)

@@ -13,9 +13,10 @@ from contextlib import contextmanager
 
 import pytest
 
-from helpers.evidence import Inconclusive, Kill, Kmsg, Unproven, kills
+from helpers.evidence import Deaf, Inconclusive, Kill, Kmsg, kills
 from helpers.hogs import SPARED, Child, populate
 from helpers.judge import PATIENCE, somebody_dies
+from helpers.kinds import unprivileged
 from helpers.listeners import Listener, register
 from helpers.memcgs import Memcg, put, write
 from helpers.triggers import MUCH, remove, system_oom
@@ -24,7 +25,6 @@ from helpers.waiters import Waiter, poll
 
 Listen = Callable[..., Listener]
 
-NOBODY = 65534
 CONTROL, EVENTS = "memory.oom_control", "cgroup.event_control"
 
 
@@ -98,13 +98,6 @@ def test_with_cgroup_v2_only() -> None:
             somebody_dies()
         finally:
             remove(home)
-
-
-def unprivileged() -> None:
-    """Become nobody."""
-    os.setgroups([])
-    os.setresgid(NOBODY, NOBODY, NOBODY)
-    os.setresuid(NOBODY, NOBODY, NOBODY)
 
 
 def registers(memcg: Memcg, given: int | None = None) -> int:
@@ -186,7 +179,7 @@ def test_unprivileged_listener_is_woken(root: Memcg, listen: Listen) -> None:
             waiters.append(Waiter(own, poll, enlist))
         system_oom(allocator=root)
         if not witness.wait(PATIENCE):
-            raise Unproven("no listener on root was signalled")
+            raise Deaf("no listener on root was signalled")
         asleep = [one.name for one in waiters if not one.woken(PATIENCE)]
         assert not asleep, f"a system OOM that woke root's listener did not wake {asleep}"
     finally:

@@ -31,6 +31,8 @@ USER = {
     "mlock": kinds.locked,
     "shared anonymous": kinds.shared_anonymous,
     "memfd": kinds.memfd,
+    "by a thread": kinds.by_a_thread,
+    "by nobody": kinds.by_nobody,
 }
 KERNEL = {
     "pipes": kinds.pipes,
@@ -115,6 +117,11 @@ def test_with_cgroup_mutex_held(root: Memcg, memcg: Callable[..., Memcg], listen
                 os.rmdir(entry)
 
     under_a_lock(root, listen, "cgroup_mkdir", kinds.memcgs(above), remove_all)
+
+
+@pytest.mark.pristine
+def test_while_registering(root: Memcg, listen: Listen) -> None:
+    under_a_lock(root, listen, "memcg_write_event_control", kinds.registrations(root))
 
 
 @contextmanager

@@ -9,8 +9,8 @@ from collections.abc import Callable
 
 import pytest
 
-from helpers.evidence import Unproven
-from helpers.judge import PATIENCE, alive_on_root, somebody_dies, stays_silent
+from helpers.evidence import Deaf
+from helpers.judge import PATIENCE, alive_on_root, over, somebody_dies, stays_silent
 from helpers.listeners import Listener, register
 from helpers.memcgs import Memcg, write
 from helpers.triggers import memcg_oom, sysrq_kill, system_oom
@@ -75,6 +75,41 @@ def test_root_takes_an_eventfd_and_a_descriptor_open_for_reading(root: Memcg) ->
         finally:
             os.close(control)
     listener.close()
+
+
+@pytest.mark.clause("I2")
+@pytest.mark.parametrize("end", ["\n", "\0", " \n"], ids=["newline", "NUL", "blank and newline"])
+def test_root_takes_a_line_however_it_ends(root: Memcg, end: str) -> None:
+    """A newline is what a shell's echo writes, the zero tools/cgroup/cgroup_event_listener.c."""
+    need("registration of eventfds", root)
+    listener = Listener("root")
+    control = os.open(root.file("memory.oom_control"), os.O_RDONLY)
+    got = write(root.file("cgroup.event_control"), f"{listener.fd} {control}{end}")
+    os.close(control)
+    listener.close()
+    assert not got, f"registering on root by a line that ends with {end!r}: {name(got)}"
+
+
+def identity(eventfd: int) -> int:
+    """The number that an eventfd has in the kernel, the lowest that was free (fs/eventfd.c)."""
+    with open(f"/proc/self/fdinfo/{eventfd}", encoding="ascii") as file:
+        found = [line.split()[1] for line in file if line.startswith("eventfd-id:")]
+    if not found:
+        pytest.skip("this kernel does not number its eventfds (since 5.2, fs/eventfd.c)")
+    return int(found[0])
+
+
+@pytest.mark.clause("I2")
+def test_what_was_registered_is_let_go(root: Memcg) -> None:
+    before = Listener("before")
+    for _ in range(MANY):
+        Listener("passing").on(root).close()
+    over(root)  # the kernel lets go of them in work items
+    after = Listener("after")
+    kept = identity(after.fd) - identity(before.fd)
+    before.close()
+    after.close()
+    assert kept < MANY // 2, f"of {MANY} eventfds registered on root and closed, {kept} are kept"
 
 
 @pytest.mark.clause("I2")
@@ -168,7 +203,7 @@ def test_refused_registration_leaves_nothing_behind(
     witness = listen(root, "witness")
     system_oom(allocator=root)
     if not witness.wait(PATIENCE):
-        raise Unproven("no listener on root was signalled")
+        raise Deaf("no listener on root was signalled")
     stays_silent(root, listener, after="a system OOM")
     listener.on(root)
     alive_on_root(listener)

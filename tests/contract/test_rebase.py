@@ -15,12 +15,12 @@ from itertools import chain
 import pytest
 
 from helpers.evidence import Inconclusive
-from helpers.hogs import Child
-from helpers.judge import PATIENCE, alive_on, fires, settled, signalled, stays_silent
-from helpers.listeners import Listener, register_often
-from helpers.memcgs import Memcg, write
+from helpers.hogs import Bait, Child
+from helpers.judge import PATIENCE, alive_on, deferred, fires, settled, signalled, stays_silent
+from helpers.listeners import Listener, register, register_often
+from helpers.memcgs import MIB, Memcg, line, write
 from helpers.preflight import sysctl
-from helpers.triggers import fence, memcg_oom, remove, sysrq_kill, sysrq_nobody, system_oom
+from helpers.triggers import fence, memcg_oom, remove, sysrq_f, sysrq_kill, sysrq_nobody, system_oom
 from helpers.waiters import Waiter, poll
 from helpers.whitebox import Whitebox
 
@@ -45,9 +45,34 @@ def by_the_allocating_task(root: Memcg) -> None:
 
 def refused_registrations(root: Memcg) -> None:
     """Registrations that the kernel does not take."""
-    for line in ("garbage", f"{1 << 14} {1 << 14}", f"0 {1 << 14}"):
-        if not write(root.file("cgroup.event_control"), line):
-            raise Inconclusive(f"registering {line!r} on root is not refused")
+    for text in ("garbage", f"{1 << 14} {1 << 14}", f"0 {1 << 14}"):
+        if not write(root.file("cgroup.event_control"), text):
+            raise Inconclusive(f"registering {text!r} on root is not refused")
+
+
+def refused_on(root: Memcg, other: Memcg) -> None:
+    """A registration on root by another memcg's file, which the kernel does not take."""
+    listener = Listener("refused")
+    with open(other.file("memory.oom_control"), encoding="ascii") as control:
+        trouble = register(root, listener.fd, control.fileno())
+    listener.close()
+    if not trouble:
+        raise Inconclusive("registering another memcg's file on root is not refused")
+
+
+def sysrq_twice(root: Memcg) -> None:
+    """Two keys pressed so fast that one kill answers both, as a rule."""
+    baits = [Bait(root, MIB) for _ in range(2)]
+    try:
+        for _ in baits:
+            sysrq_f()
+        if baits[0].wait(PATIENCE) is None and baits[1].alive():
+            raise Inconclusive("sysrq-f, twice, has killed nobody")
+        deferred(root)
+    finally:
+        for bait in baits:
+            bait.kill()
+            os.close(bait.tether)
 
 
 @pytest.mark.clause("P4")
@@ -60,6 +85,7 @@ def test_system_oom_after_anything_else(root: Memcg, memcg: Make, listen: Listen
         "nothing": lambda: None,
         "a kill by sysrq-f": lambda: sysrq_kill(root),
         "sysrq-f that found nobody": sysrq_nobody,
+        "sysrq-f twice at once": lambda: sysrq_twice(root),
         "a memcg OOM": lambda: memcg_oom(limited),
         "a memcg with listeners was removed": lambda: remove(heard),
         "a registration was refused": lambda: refused_registrations(root),
@@ -180,6 +206,9 @@ def test_removed_memcgs_are_let_go(root: Memcg, memcg: Make, listen: Listen) -> 
     if left > KEPT and kept(memcg, heard=False) > KEPT:
         raise Inconclusive(f"of {GONE} memcgs removed at once, some are kept")
     assert left <= KEPT, f"{left} of {GONE} memcgs are kept that had a listener before removal"
+    # What is known of such a memcg by then is the descriptor of its file.
+    left = kept(memcg, lambda home: refused_on(root, home), heard=False)
+    assert left <= KEPT, f"{left} of {GONE} memcgs are kept that were not let register on root"
     # Two seconds: as long as the OOM reaper holds on to a victim (mm/oom_kill.c, 5.18).
     left = kept(memcg, lambda home: system_oom(allocator=home))
     if left > KEPT and kept(memcg, memcg_oom) > KEPT:
@@ -254,7 +283,7 @@ def test_memcgs_do_not_add_to_the_signals(
     for _ in range(20):
         memcg()
     listener = listen(root, "root")
-    system_oom(allocator=root)
+    system_oom(allocator=line(memcg, 4)[-1])
     (count,) = settled(root, [listener], fires(listener))
     calls = whitebox.counts().calls
     assert count <= calls, f"{count} signals for {calls} calls of the OOM killer"

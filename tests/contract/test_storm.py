@@ -3,21 +3,23 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 
 from helpers.bursts import burst
-from helpers.evidence import Inconclusive, Silent, available
+from helpers.evidence import Deaf, Inconclusive, Silent, available
 from helpers.hogs import SPARED, exhaust, populate, touch
-from helpers.judge import PATIENCE, fires, over, settled
+from helpers.judge import PATIENCE, alive_on_root, fires, over, settled
 from helpers.listeners import Listener
 from helpers.memcgs import Memcg
 from helpers.storm import Storm
 from helpers.triggers import MUCH, SMALL, hog_at_limit, system_oom
-from helpers.waiters import poll
+from helpers.waiters import Waiter, poll
 from helpers.whitebox import Whitebox
 
 pytestmark = pytest.mark.system_oom
@@ -26,6 +28,9 @@ STEPS = 60
 CROWD = 100
 SLOWLY = 10_000  # microseconds
 TRIES = 4
+MCL_CURRENT = 1
+
+libc = ctypes.CDLL(None)
 
 
 @pytest.mark.clause("P12")
@@ -48,6 +53,46 @@ def storm(root: Memcg, record: Callable[[str, object], None]) -> Iterator[Storm]
     one = Storm(root, seed)
     yield one
     one.close()
+
+
+def second_signal(root: Memcg, late: Listener, fd: int) -> None:
+    """Wait for two signals, and register another eventfd at once, which takes no memory of ours."""
+    control = os.open(root.file("memory.oom_control"), os.O_RDONLY)
+    door = os.open(root.file("cgroup.event_control"), os.O_WRONLY)
+    line = f"{late.fd} {control}".encode()
+    libc.mlockall(MCL_CURRENT)
+    told = 0
+    while told < 2:
+        poll(fd)
+        told += os.eventfd_read(fd)
+    os.write(door, line)
+
+
+@pytest.mark.clause("N9")
+def test_registering_on_root_during_a_system_oom_does_not_signal(
+    root: Memcg, listen: Callable[..., Listener]
+) -> None:
+    """Who registers once all have been told comes too late to be told of that OOM."""
+    herald, witness = listen(root, "herald"), listen(root, "witness")
+    herald.on(root)  # at either end of the list: after its second signal nobody is left to tell
+    for left in reversed(range(TRIES)):
+        late = Listener("latecomer")
+        registering = Waiter(herald, partial(second_signal, root, late))
+        try:
+            system_oom(allocator=root)
+            if not witness.fired(PATIENCE):
+                raise Deaf("no listener on root was signalled")
+            if not registering.woken(PATIENCE):
+                raise Inconclusive("nobody has registered")
+        finally:
+            registering.close()
+        told, too_late = settled(root, [witness, late], [0, 0])
+        assert too_late < told, "registering on root during a system OOM signalled"
+        herald.count()
+        late.memcg = root
+        if not left:
+            alive_on_root(late)
+        late.close()
 
 
 @pytest.mark.clause("S1")

@@ -7,11 +7,12 @@ from collections.abc import Callable
 
 import pytest
 
+from helpers import kinds
 from helpers.bursts import one_by_one
-from helpers.hogs import SPARED
+from helpers.hogs import SPARED, Bait, exhaust
 from helpers.judge import fires, settled
 from helpers.listeners import Listener
-from helpers.memcgs import Memcg
+from helpers.memcgs import MIB, Memcg
 from helpers.preflight import sysctl
 from helpers.triggers import system_oom
 from helpers.whitebox import Whitebox
@@ -74,6 +75,20 @@ def test_hog_in_a_memcg_with_a_limit_it_has_not_reached(
     home.limit(1 << 40)
     listener = listen(root, "root")
     system_oom(allocator=home)
+    fires(listener)
+
+
+@pytest.mark.clause("P2")
+@pytest.mark.parametrize(
+    "flag", [0x02000000, 0x20000000], ids=["cgroup namespace", "PID namespace"]
+)
+def test_allocator_in_a_container(root: Memcg, memcg: Make, listen: Listen, flag: int) -> None:
+    """CLONE_NEWCGROUP (4.6) and CLONE_NEWPID (3.8): what is root there is none here."""
+    home = memcg()
+    listener = listen(root, "root")
+    bait = Bait(home)
+    body = kinds.in_a_namespace(flag, lambda: exhaust(bait.tether))
+    system_oom(allocator=home, victim=bait, body=body)
     fires(listener)
 
 
@@ -145,6 +160,17 @@ def test_one_allocator_again_and_again(
     assert count >= proof.system_kills, f"{count} signals for {proof.system_kills} kills"
 
 
+@pytest.mark.clause("P4")
+@pytest.mark.parametrize(
+    ("setting", "value"), [("vm/oom_dump_tasks", "0"), ("vm/overcommit_memory", "1")]
+)
+def test_settings_do_not_matter(root: Memcg, listen: Listen, setting: str, value: str) -> None:
+    listener = listen(root, "root")
+    with sysctl(setting, value):
+        system_oom(allocator=root)
+    fires(listener)
+
+
 @pytest.mark.clause("P5")
 @pytest.mark.parametrize(("children", "heard"), [(1, False), (1, True), (30, True)])
 def test_other_memcgs_do_not_matter(
@@ -168,6 +194,19 @@ def test_a_memcg_stuck_under_oom_does_not_matter(
     allocator = root if hog == "root" else memcg()
     listener = listen(root, "root")
     system_oom(allocator=allocator)
+    fires(listener)
+
+
+@pytest.mark.clause("P5")
+def test_victim_in_a_memcg_that_is_stuck(
+    root: Memcg, memcg: Make, listen: Listen, stuck: Make
+) -> None:
+    home = memcg()
+    listen(home, "stuck")
+    listener = listen(root, "root")
+    bait = Bait(home, MIB)
+    stuck(home, 8 * MIB)
+    system_oom(allocator=root, victim=bait)
     fires(listener)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 
 from helpers.bursts import burst
-from helpers.evidence import Inconclusive, Unproven
+from helpers.evidence import Deaf, Inconclusive, Unproven
 from helpers.judge import PATIENCE, alive_on, alive_on_root, fires, settled, stays_silent
 from helpers.listeners import Listener
 from helpers.memcgs import MIB, Memcg, line
@@ -154,7 +154,7 @@ def test_eventfd_closed_between_two_ooms(root: Memcg, listen: Listen) -> None:
     unregistered = Listener("in its place")
     system_oom(allocator=root)
     if not witness.wait(PATIENCE):
-        raise Unproven("no listener on root was signalled")
+        raise Deaf("no listener on root was signalled")
     stays_silent(root, unregistered, after="a system OOM")
     try:
         still = os.eventfd_read(kept)
@@ -178,7 +178,7 @@ def test_pressure_level_on_root_is_not_signalled_by_the_oom(root: Memcg, listen:
         proof = system_oom(allocator=root)
         events = [event for event in tracer.events() if event.name == "signal"]
     if not listener.wait(PATIENCE):
-        raise Unproven("no listener on root was signalled")
+        raise Deaf("no listener on root was signalled")
     victims = {kill.pid for kill in proof.kills}
     signalled = {event.argument for event in events if event.pid in victims}
     if not signalled:

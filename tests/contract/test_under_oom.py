@@ -14,7 +14,7 @@ from contextlib import contextmanager
 import pytest
 
 from helpers.evidence import Inconclusive
-from helpers.hogs import SPARED, Bait, Child, touch
+from helpers.hogs import SPARED, Bait, Child, populate_for_a_moment, touch
 from helpers.judge import PATIENCE, alive_on, signalled, stays_silent, under_oom
 from helpers.listeners import Listener
 from helpers.memcgs import MIB, Memcg
@@ -39,6 +39,18 @@ def test_hog_that_waits_signals_that_memcg_and_its_descendants(
     finally:
         hog.kill()
     alive_on(sibling, spared)
+
+
+@pytest.mark.clause("K1")
+def test_memcg_oom_signals_descendants_whose_own_killer_is_disabled(
+    memcg: Make, listen: Listen
+) -> None:
+    parent = memcg()
+    disabled, beside = memcg(parent), memcg(parent)
+    disabled.disable_killer()
+    hit = [listen(disabled, "a child's"), listen(memcg(disabled), "a child's child's")]
+    memcg_oom(parent, within=beside)
+    signalled(*hit, by="an OOM further up, where the killer is enabled,")
 
 
 @pytest.mark.clause("K1")
@@ -120,6 +132,7 @@ def crowd(memcg: Memcg, number: int) -> Iterator[list[Child]]:
 def test_one_of_two_that_wait_leaves_the_other_waiting(memcg: Make) -> None:
     child = memcg()
     with crowd(child, 2) as (one, other):
+        assert child.oom_control().under_oom == 1, "two wait, and under_oom is not 1"
         one.kill()
         assert other.sleeps(), f"one of two left, the other does not wait: status {other.status}"
         assert under_oom(child, 1), "one of two left, and under_oom is 0"
@@ -131,6 +144,31 @@ def test_one_of_two_that_wait_leaves_the_other_waiting(memcg: Make) -> None:
                 break
         assert other.status == 0, "one of two left, the other did not go on with the limit raised"
         assert under_oom(child, 0), "under_oom is still 1 afterwards"
+
+
+@pytest.mark.clause("K4")
+def test_a_charge_of_the_kernels_own_fails_where_the_killer_is_disabled(memcg: Make) -> None:
+    child = memcg()
+    child.disable_killer()
+    hog = hog_at_limit(child, body=lambda: populate_for_a_moment(MUCH))
+    status = hog.wait()
+    hog.kill()
+    assert status == 0, f"a fault from within the kernel at a disabled limit: the hog has {status}"
+
+
+@pytest.mark.clause("K2")
+def test_a_memcg_above_one_that_is_stuck_is_at_rest(
+    root: Memcg, memcg: Make, listen: Listen
+) -> None:
+    parent = memcg()
+    hog = blocked_hog(memcg(parent))
+    try:
+        assert parent.oom_control().under_oom == 0, "a memcg is under OOM because of one below it"
+        late = listen(parent, "latecomer")
+        stays_silent(root, late, after="registering above a memcg that is under OOM")
+    finally:
+        hog.kill()
+    alive_on(parent, late)
 
 
 @pytest.mark.clause("K4")

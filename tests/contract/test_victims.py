@@ -7,13 +7,23 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 
 from helpers import gate, numa
-from helpers.evidence import SYSRQ, Inconclusive, Kill, Kmsg, kills, vmstat
-from helpers.hogs import SPARED, VICTIM, Bait, Child, exhaust, populate, sleep_forever, touch
+from helpers.evidence import NOBODY, SYSRQ, Inconclusive, Kill, Kmsg, Overrun, kills, vmstat
+from helpers.hogs import (
+    SPARED,
+    VICTIM,
+    Bait,
+    Child,
+    exhaust,
+    populate,
+    populate_for_a_moment,
+    sleep_forever,
+    touch,
+)
 from helpers.judge import fires, somebody_dies
 from helpers.listeners import Listener
 from helpers.memcgs import MIB, Memcg
@@ -198,6 +208,38 @@ def test_the_highest_score_dies_and_nobody_else(
 
 
 @pytest.mark.clause("K6")
+def test_memcg_oom_kills_nobody_outside(root: Memcg, memcg: Make, listen: Listen) -> None:
+    listen(root, "root")
+    outsider = Bait(root, 4 * MIB)
+    try:
+        hog = hog_at_limit(memcg(), body=lambda: populate(MUCH))
+        hog.wait()
+        hog.kill()
+        assert outsider.alive(), "a memcg OOM killed somebody who lives elsewhere"
+        if hog.status != -9:
+            raise Inconclusive(f"nobody was killed at the limit, the hog has status {hog.status}")
+    finally:
+        outsider.kill()
+        os.close(outsider.tether)
+
+
+@pytest.mark.clause("K6")
+def test_memcg_oom_that_finds_nobody_lets_the_charge_fail(
+    root: Memcg, memcg: Make, listen: Listen
+) -> None:
+    listen(root, "root")
+    kmsg = Kmsg()
+    hog = hog_at_limit(memcg(), body=lambda: populate_for_a_moment(MUCH), score=SPARED)
+    status = hog.wait()
+    hog.kill()
+    with suppress(Overrun):  # by more of the same
+        if not any(NOBODY in line for line in kmsg.read()):
+            raise Inconclusive("the kernel does not say that there was nobody to kill")
+    kmsg.close()
+    assert status == 0, f"there is nobody to kill, and the hog tries for ever: status {status}"
+
+
+@pytest.mark.clause("K6")
 @pytest.mark.profile("numa")
 @pytest.mark.skipif(len(numa.nodes()) < 2, reason="needs two memory nodes")
 def test_an_oom_of_one_node_kills_nobody_of_another(root: Memcg, listen: Listen) -> None:
@@ -253,19 +295,8 @@ def test_victim_that_waited_harms_nobody(root: Memcg, memcg: Make, listen: Liste
         poll(listeners[0].fd)  # the eventfd is the test's own, inherited
         sleep_forever()
 
-    bait = Bait(memcg(), idle=wait)
-    hog = Child(lambda: exhaust(bait.tether), root, score=0)
-    kmsg = Kmsg()
-    try:
-        status = bait.wait()
-        if status != -9 or not kmsg.wait(lambda lines: Kill(bait.pid, False) in kills(lines), 5):
-            raise Inconclusive(f"the waiting victim was not killed: status {status}")
-        fires(*listeners)
-    finally:
-        bait.kill()
-        hog.kill()
-        os.close(bait.tether)
-        kmsg.close()
+    system_oom(allocator=root, victim=Bait(memcg(), idle=wait))
+    fires(*listeners)
 
 
 @pytest.mark.clause("K6")

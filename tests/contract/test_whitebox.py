@@ -18,7 +18,7 @@ from helpers.listeners import Listener
 from helpers.memcgs import MIB, Memcg
 from helpers.preflight import sysctl
 from helpers.tracing import SIGNAL, Tracer
-from helpers.triggers import MUCH, hog_at_limit, system_oom
+from helpers.triggers import MUCH, hog_at_limit, memcg_oom, system_oom
 from helpers.whitebox import Counts, Whitebox
 
 pytestmark = pytest.mark.system_oom
@@ -187,6 +187,16 @@ def test_memcg_oom_in_an_allocation_that_forbids_io_kills(
     assert killed, f"nobody was killed at the limit, the hog's status is {status}"
 
 
+@pytest.mark.clause("N2")
+def test_memcg_oom_in_an_allocation_that_forbids_io_does_not_signal_root(
+    root: Memcg, memcg: Make, listen: Listen, whitebox: Whitebox
+) -> None:
+    listener = listen(root, "root")
+    memcg_oom(memcg(), body=lambda: whitebox.alloc("nofs_account", blocks=MUCH // PAGE))
+    stays_silent(root, listener, after="a memcg OOM in a GFP_NOFS allocation", memcg_ooms=True)
+    alive_on_root(listener)
+
+
 @pytest.mark.clause("N7")
 @pytest.mark.parametrize(
     ("gfp", "order", "context"),
@@ -272,8 +282,9 @@ def test_allocation_in_the_kernel(
         (count,) = settled(root, [listener], fires(listener))
         killed = proof.system_kills
         assert count >= killed, f"{count} signals for {killed} system OOM kills"
-        # Memory is short for others as well: one of the signals is its own if there is one for all.
         counts = whitebox.counts().since(before)
+        assert count <= counts.calls, f"{count} signals for {counts.calls} calls of the OOM killer"
+        # Memory is short for others as well: one of the signals is its own if there is one for all.
         if counts.own and count == counts.calls:
             return
     raise Inconclusive("there was never a signal for each call of out_of_memory()")
