@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator
 
 from helpers import gate
 from helpers.hogs import CHUNK, populate, sleep_forever
+from helpers.listeners import register_often
 from helpers.memcgs import MIB, Memcg, put
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -276,16 +277,13 @@ def memcgs(above: Memcg) -> Callable[[], None]:
 def registrations(root: Memcg) -> Callable[[], None]:
     """Registrations on root: whatever lock is held while what they need is allocated.
 
-    No more than it takes: to undo them costs the square of their number.
+    It stops when there have been enough: once somebody else has died, there is nothing to do.
     """
 
     def register() -> None:
-        control = os.open(root.file("memory.oom_control"), os.O_RDONLY)
-        door = os.open(root.file("cgroup.event_control"), os.O_WRONLY)
-        line = f"{os.eventfd(0)} {control}".encode()
+        eventfd = os.eventfd(0)
         _fill(LEFT // 8)
-        for _ in range(4000):
-            os.write(door, line)
+        register_often(root, [eventfd], 4000)
         sleep_forever()
 
     return register

@@ -145,6 +145,7 @@ class Guests:
         self.config = config
         self.dispatcher = dispatch.Dispatcher()
         self.targets: dict[str, Target] = {}
+        self.unfit: dict[str, UserError] = {}
         self.routes: dict[str, tuple[Target, str]] = {}
         self.hung: Counter[str] = Counter()  # by kernel
 
@@ -183,19 +184,27 @@ class Guests:
             raise pytest.UsageError("no kernel can be asked: see above")
 
     def _target(self, name: str) -> Target:
-        """A kernel, ready; those that differ in nothing but their mistake share all they have."""
+        """A kernel, ready; those that differ in nothing but their mistake share all they have, also
+        why they cannot be asked.
+        """
         stem, mutant = split(name)
         for known in self.targets.values():
             if known.kernel.name == stem:
                 return known.mutated(mutant)
-        new = Target(
-            stem,
-            self.config.getoption("--accel"),
-            self._wanted(),
-            self.dispatcher,
-            self.say,
-            self.config.getoption("--kernel-build"),
-        )
+        if stem in self.unfit:
+            raise self.unfit[stem]
+        try:
+            new = Target(
+                stem,
+                self.config.getoption("--accel"),
+                self._wanted(),
+                self.dispatcher,
+                self.say,
+                self.config.getoption("--kernel-build"),
+            )
+        except UserError as error:
+            self.unfit[stem] = error
+            raise
         return new.mutated(mutant)
 
     def _collector(self) -> results.Results | None:

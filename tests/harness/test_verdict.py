@@ -158,6 +158,27 @@ def test_row(level: str, states: str, state: str, detail: str, passed: int) -> N
     assert got.total == len(answers)
 
 
+@pytest.mark.parametrize(
+    ("states", "line"),
+    [
+        (GOOD | {"P4": "passed"}, "conforms"),
+        # Whichever clause it was found by, and even if that is only as written.
+        (GOOD | {"P4": "passed", "N2": "deaf passed"}, "violates: P4 (P4: N2 deaf)"),
+        (GOOD | {"P4": "passed", "P6": "deaf"}, "violates: P4 (P4: P6 deaf)"),
+        # Without the patch nobody is ever signalled.
+        (STOCK | {"P4": "silent", "N2": "deaf", "K3": "deaf passed"}, "not patched"),
+    ],
+)
+def test_a_root_that_nobody_can_be_signalled_on(states: dict[str, str], line: str) -> None:
+    contract = CONTRACT | {"P4": clause("P4")}
+    answers = [
+        Answer(f"{name}.{n}", name, state, f"{name} {state}")
+        for name, words in states.items()
+        for n, state in enumerate(words.split())
+    ]
+    assert judge(answers, contract).line.startswith(line)
+
+
 def test_a_dead_harness_is_no_answer() -> None:
     assert {"worker-died", "lost", "error"} <= NO_ANSWER
     assert not AGAINST & NO_ANSWER
