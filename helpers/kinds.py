@@ -64,6 +64,7 @@ def anonymous_by_faults() -> None:
 
 def by_a_thread() -> None:
     """Private anonymous memory, asked for by a thread that is not the first of its process."""
+    gate.require("exhausting the system's memory")
     thread = threading.Thread(target=anonymous_by_faults)
     thread.start()
     thread.join()
@@ -78,6 +79,7 @@ def unprivileged() -> None:
 
 def by_nobody() -> None:
     """Private anonymous memory, asked for without any privilege."""
+    gate.require("exhausting the system's memory")
     unprivileged()
     anonymous_by_faults()
 

@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 import pytest
 
@@ -34,7 +34,6 @@ SYSTEM_OOM = "a system OOM"
 MEMCG_OOM = "a memcg OOM"
 SYSRQ = "a kill by sysrq-f"
 TRIES = 6
-SETTINGS = ["vm/oom_kill_allocating_task", "vm/panic_on_oom"]  # for system OOMs
 
 
 @pytest.mark.clause("N1")
@@ -170,14 +169,21 @@ def test_memcg_oom_by_user_faults_does_not_signal_root(
     alive_on_root(listener)
 
 
+@contextmanager
+def set_for_system_ooms(name: str) -> Iterator[None]:
+    """Set what is of no concern to any other OOM: a panic, or that no victim is looked for."""
+    gate.require("a panic")
+    with sysctl("vm/panic_on_oom" if name == "panic" else "vm/oom_kill_allocating_task", "1"):
+        yield
+
+
 @pytest.mark.clause("N2")
-@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("setting", ["the allocating task", "panic"])
 def test_memcg_oom_does_not_signal_root_whatever_is_set(
     root: Memcg, memcg: Make, listen: Listen, setting: str
 ) -> None:
-    gate.require("a panic")
     listener = listen(root, "root")
-    with sysctl(setting, "1"):
+    with set_for_system_ooms(setting):
         memcg_oom(memcg())
     stays_silent(root, listener, after=MEMCG_OOM, memcg_ooms=True)
     alive_on_root(listener)
@@ -262,13 +268,12 @@ def test_sysrq_that_finds_nobody_does_not_signal_root(root: Memcg, listen: Liste
 
 
 @pytest.mark.clause("N3")
-@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("setting", ["the allocating task", "panic"])
 def test_sysrq_does_not_signal_root_whatever_is_set(
     root: Memcg, listen: Listen, setting: str
 ) -> None:
-    gate.require("a panic")
     listener = listen(root, "root")
-    with sysctl(setting, "1"):
+    with set_for_system_ooms(setting):
         sysrq_kill(root)
     stays_silent(root, listener, after=SYSRQ)
     alive_on_root(listener)
