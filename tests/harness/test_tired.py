@@ -56,3 +56,28 @@ def test_enough_is_enough(
     assert left_out
     assert all(TIRED in one["detail"] for one in left_out)
     assert kernel["verdict"] == "violates"
+
+
+# A kernel that does not build, and says each time that somebody tries.
+UNFIT = """
+from vm import plugin
+from vm.errors import INCONCLUSIVE, UserError
+
+def target(name, *_):
+    print("trying", name)
+    raise UserError(f"{name} does not build: why", INCONCLUSIVE)
+
+plugin.Target = target
+"""
+
+
+def test_a_kernel_that_cannot_be_asked_is_tried_once(
+    tmp_path: Path, run_pytest: Pytest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "unfit.py").write_text(UNFIT)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT}")
+    kernels = ("--kernel", "6.1/mutants#1", "--kernel", "6.1/mutants#2", "--kernel", "other")
+    done = run_pytest("-p", "unfit", *kernels, "-n", "0", "tests/contract/test_memcg_oom.py")
+    assert done.stdout.count("trying 6.1/mutants") == 1
+    assert "trying other" in done.stdout
+    assert "no kernel can be asked: see above" in done.stdout + done.stderr
