@@ -9,7 +9,7 @@ import errno
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from helpers.memcgs import put, write
 
@@ -85,6 +85,17 @@ def memory_controller() -> Iterator[str]:
             yield target
         finally:
             libc.umount(target.encode())
+
+
+@contextlib.contextmanager
+def on_cpus(cpus: Iterable[int]) -> Iterator[None]:
+    """Have this process run on these CPUs alone, for the duration."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cpus)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 @contextlib.contextmanager

@@ -24,7 +24,7 @@ from helpers.hogs import (
     sleep_forever,
     touch,
 )
-from helpers.judge import fires, somebody_dies
+from helpers.judge import PATIENCE, fires, somebody_dies
 from helpers.listeners import Listener
 from helpers.memcgs import MIB, Memcg
 from helpers.preflight import sysctl
@@ -205,6 +205,29 @@ def test_the_highest_score_dies_and_nobody_else(
 
     assert kmsg.wait(told, 5), f"{cause}: somebody died of whom the log says nothing"
     kmsg.close()
+
+
+@pytest.mark.clause("K6")
+@pytest.mark.parametrize("cause", ["system OOM", "sysrq-f", "memcg OOM"])
+def test_the_log_says_whose_oom_it_was(
+    root: Memcg, memcg: Make, listen: Listen, cause: str
+) -> None:
+    """What the other tests take for a proof, where it is itself what is asked."""
+    listen(root, "root")
+    kmsg = Kmsg()
+    if cause == "sysrq-f":
+        victim = Child(sleep_forever, root)
+        sysrq_f()
+    else:
+        victim = Child(exhaust, root) if cause == "system OOM" else hog_at_limit(memcg())
+    victim.wait()
+    victim.kill()
+    kmsg.wait(lambda lines: victim.pid in {kill.pid for kill in kills(lines)}, PATIENCE)
+    told = {kill.memcg for kill in kills(kmsg.lines) if kill.pid == victim.pid}
+    kmsg.close()
+    if not told:
+        raise Inconclusive("the kernel's log does not name the victim")
+    assert told == {cause == "memcg OOM"}, f"the log calls a kill by {cause} one of another kind"
 
 
 @pytest.mark.clause("K6")

@@ -35,7 +35,7 @@ from oomtest_guest import init, remains
 SUITE = "/suite"
 PAGE = 4096
 MAIL = 256  # pages; more than the suite comes to
-UNDERSTUDIES = 3
+UNDERSTUDIES = 6
 REHEARSAL = "rehearsal.py"
 MUTANT = "/sys/module/oom_kill/parameters/mutant"  # of a kernel of the flavour "mutants"
 # Plugins that do nothing for a test in a guest but cost emulated time around each of its phases.
