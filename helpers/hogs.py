@@ -149,6 +149,16 @@ class Child:
             died = self.wait(KILL_WAIT) is not None
             assert died, f"process {self.pid} is stuck in the kernel and does not die of SIGKILL"
 
+    def ended(self) -> int | None:
+        """Wait for its end, and kill it if there is none.
+
+        :returns: what :meth:`wait` found: None if it had to be killed.
+        :raises AssertionError: as :meth:`kill` does.
+        """
+        status = self.wait()
+        self.kill()
+        return status
+
 
 POPULATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
 

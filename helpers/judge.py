@@ -12,6 +12,7 @@ from helpers.evidence import Deaf, Kill, Kmsg, Silent, Unproven, kills, meminfo
 from helpers.hogs import CHUNK, Child, populate
 from helpers.listeners import Listener
 from helpers.memcgs import Memcg
+from helpers.preflight import on_cpus
 from helpers.triggers import fence, memcg_oom, remove, system_oom
 
 # Seconds. A signal comes before or right after the kill; a port that defers it to a workqueue is
@@ -58,10 +59,8 @@ def deferred(root: Memcg) -> None:
     The removal of a memcg signals its listeners from the workqueue that all use
     (mem_cgroup_css_offline(), mm/memcontrol.c), and after a grace period of RCU.
     """
-    cpus = os.sched_getaffinity(0)
-    try:
-        for cpu in cpus:
-            os.sched_setaffinity(0, {cpu})
+    for cpu in os.sched_getaffinity(0):
+        with on_cpus({cpu}):
             scratch = root.child(f"oomtest-deferred-{os.getpid()}-{cpu}")
             work = Listener("work").on(scratch)
             remove(scratch)
@@ -69,8 +68,6 @@ def deferred(root: Memcg) -> None:
             work.close()
             if not told:  # nor will the next one be, where removal signals nobody
                 break
-    finally:
-        os.sched_setaffinity(0, cpus)
 
 
 def signalled(*listeners: Listener, by: str) -> None:
@@ -81,6 +78,15 @@ def signalled(*listeners: Listener, by: str) -> None:
     """
     missed = [one for one in listeners if not one.wait(PATIENCE)]
     assert not missed, f"{by} did not signal {_names(missed)}"
+
+
+def witnessed(witness: Listener) -> None:
+    """A listener on root that nothing has been done to was signalled by the system OOM just proven.
+
+    :raises Deaf: if not, so that the silence of others says nothing.
+    """
+    if not witness.fired(PATIENCE):
+        raise Deaf("no listener on root was signalled")
 
 
 def under_oom(memcg: Memcg, wanted: int) -> bool:

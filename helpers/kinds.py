@@ -84,6 +84,16 @@ def by_nobody() -> None:
     anonymous_by_faults()
 
 
+def _fork(body: Callable[[], None]) -> None:
+    """Have a child run ``body``; it goes with its parent."""
+    if os.fork() == 0:
+        try:
+            libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+            body()
+        finally:
+            os._exit(0)
+
+
 def in_a_namespace(flag: int, body: Callable[[], None]) -> Callable[[], None]:
     """A child, the first in a new namespace, that runs ``body``; it goes with its parent.
 
@@ -93,12 +103,7 @@ def in_a_namespace(flag: int, body: Callable[[], None]) -> Callable[[], None]:
     def begin() -> None:
         if libc.unshare(flag):
             raise OSError(ctypes.get_errno(), f"unshare({flag:#x})")
-        if os.fork() == 0:
-            try:
-                libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-                body()
-            finally:
-                os._exit(0)
+        _fork(body)
         os.wait()
 
     return begin
@@ -208,17 +213,12 @@ def processes() -> None:
     """Children by the dozen, each with a little memory of its own; they go with their parent."""
 
     def child() -> None:
-        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         put("/proc/self/oom_score_adj", "0")
         populate(MIB)
         sleep_forever()
 
     for _ in forever():
-        if os.fork() == 0:
-            try:
-                child()
-            finally:
-                os._exit(0)
+        _fork(child)
 
 
 def _fill(left: int = LEFT) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import select
 import threading
@@ -14,6 +15,12 @@ from helpers.hogs import SPARED, Child, state
 from helpers.listeners import Listener
 
 READY = 10.0  # seconds until a waiter must be asleep
+MCL_CURRENT = 1
+
+
+def stay_resident() -> None:
+    """Keep in memory what this process has by now: what it does next must not want any."""
+    ctypes.CDLL(None).mlockall(MCL_CURRENT)
 
 
 def block(fd: int) -> None:

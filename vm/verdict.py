@@ -162,7 +162,7 @@ def judge(answers: Iterable[Answer], contract: Mapping[str, Clause]) -> Judgemen
         if heard and answer.state == "deaf" and EVERY_TIME in of:
             of[EVERY_TIME].append(replace(answer, clause=EVERY_TIME, state="failed"))
     rows = tuple(row(contract[name], of[name]) for name in contract)
-    verdict, why, named = _decide(rows)
+    verdict, why, named = _decide(rows, heard)
     return Judgement(verdict, why, named, rows)
 
 
@@ -175,11 +175,10 @@ def _harm(row: Row) -> tuple[float, bool]:
     return row.passed / row.total, not row.clause.core
 
 
-def _decide(rows: Sequence[Row]) -> tuple[str, str, tuple[str, ...]]:
+def _decide(rows: Sequence[Row], heard: bool) -> tuple[str, str, tuple[str, ...]]:
     binding = [row for row in rows if row.clause.level != "as-written"]
     broken = [row for row in binding if row.state == "broken"]
     silent = [row for row in binding if row.state == "silent"]
-    heard = [row for row in rows if row.clause.id.startswith("P") and row.passed]
     missing = [row for row in rows if row.clause.core and row.state in {"no answer", "not asked"}]
     if broken or (silent and heard):
         wrong = sorted((row for row in binding if row.state in {"broken", "silent"}), key=_harm)

@@ -13,9 +13,9 @@ from contextlib import contextmanager
 
 import pytest
 
-from helpers.evidence import Deaf, Inconclusive, Kill, Kmsg, kills
+from helpers.evidence import Inconclusive, Kill, Kmsg, kills
 from helpers.hogs import SPARED, Child, populate
-from helpers.judge import PATIENCE, somebody_dies
+from helpers.judge import PATIENCE, somebody_dies, witnessed
 from helpers.kinds import unprivileged
 from helpers.listeners import Listener, register
 from helpers.memcgs import Memcg, put, write
@@ -90,8 +90,7 @@ def test_with_cgroup_v2_only() -> None:
             put(home.file("memory.max"), str(MUCH // 2))
             kmsg = Kmsg()
             hog = Child(lambda: populate(MUCH), home)
-            hog.wait()
-            hog.kill()
+            hog.ended()
             found = kills(kmsg.read())
             kmsg.close()
             assert Kill(hog.pid, memcg=True) in found, f"the hog at its limit ended: {hog.status}"
@@ -178,8 +177,7 @@ def test_unprivileged_listener_is_woken(root: Memcg, listen: Listen) -> None:
         with modes(root, 0o222, 0o644):
             waiters.append(Waiter(own, poll, enlist))
         system_oom(allocator=root)
-        if not witness.wait(PATIENCE):
-            raise Deaf("no listener on root was signalled")
+        witnessed(witness)
         asleep = [one.name for one in waiters if not one.woken(PATIENCE)]
         assert not asleep, f"a system OOM that woke root's listener did not wake {asleep}"
     finally:

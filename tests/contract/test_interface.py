@@ -9,8 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
-from helpers.evidence import Deaf
-from helpers.judge import PATIENCE, alive_on_root, over, somebody_dies, stays_silent
+from helpers.judge import alive_on_root, over, somebody_dies, stays_silent, witnessed
 from helpers.listeners import Listener, register
 from helpers.memcgs import Memcg, write
 from helpers.triggers import memcg_oom, sysrq_kill, system_oom
@@ -202,8 +201,7 @@ def test_refused_registration_leaves_nothing_behind(
         refused(root, memcg(), listener.fd, case)
     witness = listen(root, "witness")
     system_oom(allocator=root)
-    if not witness.wait(PATIENCE):
-        raise Deaf("no listener on root was signalled")
+    witnessed(witness)
     stays_silent(root, listener, after="a system OOM")
     listener.on(root)
     alive_on_root(listener)

@@ -5,7 +5,6 @@ share, a list that changes meanwhile, memcgs that are merely there.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import time
 from collections.abc import Callable
@@ -21,7 +20,7 @@ from helpers.listeners import Listener, register, register_often
 from helpers.memcgs import MIB, Memcg, line, write
 from helpers.preflight import sysctl
 from helpers.triggers import fence, memcg_oom, remove, sysrq_f, sysrq_kill, sysrq_nobody, system_oom
-from helpers.waiters import Waiter, poll
+from helpers.waiters import Waiter, poll, stay_resident
 from helpers.whitebox import Whitebox
 
 Make = Callable[..., Memcg]
@@ -32,9 +31,6 @@ KEPT = 1  # of those, by what else may hold on to one for a while
 OOMS = 4
 # To close all costs the square of their product, to ask with an OOM each round some 0.2 s.
 EVENTFDS, OFTEN, ROUNDS = 50, 60, 4
-MCL_CURRENT = 1
-
-libc = ctypes.CDLL(None)
 
 
 def by_the_allocating_task(root: Memcg) -> None:
@@ -161,8 +157,7 @@ def register_at_once(root: Memcg, listeners: dict[int, list[Listener]]) -> None:
     os.close(begin)
     os.close(go)
     for child in children:
-        child.wait()
-        child.kill()
+        child.ended()
         if child.status:
             raise Inconclusive(f"registering {OFTEN} times ended with {child.status}")
 
@@ -307,7 +302,7 @@ def test_listeners_leave_while_others_are_told(root: Memcg, listen: Listen, slow
             rehearsal = Listener("rehearsal")
             os.eventfd_write(rehearsal.fd, 1)
             leave(rehearsal.fd, [rehearsal])
-            libc.mlockall(MCL_CURRENT)
+            stay_resident()
 
         def leave(fd: int, passing: list[Listener] = passing) -> None:
             poll(fd)

@@ -10,9 +10,9 @@ from contextlib import contextmanager, suppress
 import pytest
 
 from helpers import gate
-from helpers.evidence import NOBODY, Deaf, Inconclusive, Kmsg, Overrun, Unproven
+from helpers.evidence import NOBODY, Inconclusive, Kmsg, Overrun, Unproven
 from helpers.hogs import SPARED, populate, touch
-from helpers.judge import PATIENCE, alive_on, alive_on_root, over, stays_silent
+from helpers.judge import PATIENCE, alive_on, alive_on_root, over, stays_silent, witnessed
 from helpers.listeners import Listener
 from helpers.memcgs import Memcg
 from helpers.preflight import sysctl
@@ -304,10 +304,11 @@ def test_closed_eventfd_gets_nothing(root: Memcg, memcg: Make, listen: Listen, b
     unregistered = [Listener(f"unregistered #{n}") for n in range(64)]
     if below:
         memcg_oom(home)
+        if not witness.wait(PATIENCE):
+            raise Unproven(f"no listener on {home} was signalled")
     else:
         system_oom(allocator=root)
-    if not witness.wait(PATIENCE):
-        raise (Unproven if below else Deaf)(f"no listener on {home} was signalled")
+        witnessed(witness)
     stays_silent(root, *unregistered, after=MEMCG_OOM if below else SYSTEM_OOM)
     for one in unregistered:
         one.on(home)

@@ -10,8 +10,8 @@ from collections.abc import Callable
 import pytest
 
 from helpers.bursts import burst
-from helpers.evidence import Deaf, Inconclusive, Unproven
-from helpers.judge import PATIENCE, alive_on, alive_on_root, fires, settled, stays_silent
+from helpers.evidence import Inconclusive, Unproven
+from helpers.judge import PATIENCE, alive_on, alive_on_root, fires, settled, stays_silent, witnessed
 from helpers.listeners import Listener
 from helpers.memcgs import MIB, Memcg, line
 from helpers.tracing import SIGNAL, Tracer
@@ -153,8 +153,7 @@ def test_eventfd_closed_between_two_ooms(root: Memcg, listen: Listen) -> None:
     second.close()
     unregistered = Listener("in its place")
     system_oom(allocator=root)
-    if not witness.wait(PATIENCE):
-        raise Deaf("no listener on root was signalled")
+    witnessed(witness)
     stays_silent(root, unregistered, after="a system OOM")
     try:
         still = os.eventfd_read(kept)
@@ -177,8 +176,7 @@ def test_pressure_level_on_root_is_not_signalled_by_the_oom(root: Memcg, listen:
         tracer.probe("signal", *SIGNAL, argument=True)
         proof = system_oom(allocator=root)
         events = [event for event in tracer.events() if event.name == "signal"]
-    if not listener.wait(PATIENCE):
-        raise Deaf("no listener on root was signalled")
+    witnessed(listener)
     victims = {kill.pid for kill in proof.kills}
     signalled = {event.argument for event in events if event.pid in victims}
     if not signalled:

@@ -151,8 +151,7 @@ def test_a_charge_of_the_kernels_own_fails_where_the_killer_is_disabled(memcg: M
     child = memcg()
     child.disable_killer()
     hog = hog_at_limit(child, body=lambda: populate_for_a_moment(MUCH))
-    status = hog.wait()
-    hog.kill()
+    status = hog.ended()
     assert status == 0, f"a fault from within the kernel at a disabled limit: the hog has {status}"
 
 

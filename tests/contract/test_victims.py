@@ -160,8 +160,7 @@ def test_memcg_oom_kills(
 ) -> None:
     listen(root, "root")
     hog = hog_at_limit(memcg(), body=lambda: faults(MUCH))
-    status = hog.wait()
-    hog.kill()
+    status = hog.ended()
     assert status == -9, f"beyond its memcg's limit nobody was killed, the hog's status is {status}"
 
 
@@ -220,8 +219,7 @@ def test_the_log_says_whose_oom_it_was(
         sysrq_f()
     else:
         victim = Child(exhaust, root) if cause == "system OOM" else hog_at_limit(memcg())
-    victim.wait()
-    victim.kill()
+    victim.ended()
     kmsg.wait(lambda lines: victim.pid in {kill.pid for kill in kills(lines)}, PATIENCE)
     told = {kill.memcg for kill in kills(kmsg.lines) if kill.pid == victim.pid}
     kmsg.close()
@@ -236,11 +234,10 @@ def test_memcg_oom_kills_nobody_outside(root: Memcg, memcg: Make, listen: Listen
     outsider = Bait(root, 4 * MIB)
     try:
         hog = hog_at_limit(memcg(), body=lambda: populate(MUCH))
-        hog.wait()
-        hog.kill()
+        status = hog.ended()
         assert outsider.alive(), "a memcg OOM killed somebody who lives elsewhere"
-        if hog.status != -9:
-            raise Inconclusive(f"nobody was killed at the limit, the hog has status {hog.status}")
+        if status != -9:
+            raise Inconclusive(f"nobody was killed at the limit, the hog has status {status}")
     finally:
         outsider.kill()
         os.close(outsider.tether)
@@ -253,8 +250,7 @@ def test_memcg_oom_that_finds_nobody_lets_the_charge_fail(
     listen(root, "root")
     kmsg = Kmsg()
     hog = hog_at_limit(memcg(), body=lambda: populate_for_a_moment(MUCH), score=SPARED)
-    status = hog.wait()
-    hog.kill()
+    status = hog.ended()
     with suppress(Overrun):  # by more of the same
         if not any(NOBODY in line for line in kmsg.read()):
             raise Inconclusive("the kernel does not say that there was nobody to kill")
@@ -352,8 +348,7 @@ def test_memcg_oom_is_none_of_the_allocating_tasks(
     kmsg = Kmsg()
     with sysctl("vm/oom_kill_allocating_task", "1"):
         hog = hog_at_limit(memcg())
-        status = hog.wait()
-        hog.kill()
+        status = hog.ended()
     assert status == -9, f"beyond its memcg's limit nobody was killed, the hog's status is {status}"
     if not kmsg.wait(lambda lines: hog.pid in {kill.pid for kill in kills(lines)}, 5):
         raise Inconclusive("the kernel's log does not name the victim")

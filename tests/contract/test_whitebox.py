@@ -56,8 +56,7 @@ def ran(
     kmsg = Kmsg()
     try:
         child = Child(body, home, score)
-        child.wait()
-        child.kill()
+        child.ended()
         return child.status, kmsg.read()
     finally:
         kmsg.close()
@@ -178,8 +177,7 @@ def test_memcg_oom_in_an_allocation_that_forbids_io_kills(
     child = memcg()
     kmsg = Kmsg()
     hog = hog_at_limit(child, body=lambda: whitebox.alloc("nofs_account", blocks=MUCH // PAGE))
-    status = hog.wait()
-    hog.kill()
+    status = hog.ended()
     killed = Kill(hog.pid, memcg=True) in kills(kmsg.read())
     kmsg.close()
     if status == 0:

@@ -38,14 +38,14 @@ STOCK = GOOD | {"P1": "silent", "P2": "silent", "P3": "silent", "P6": "silent"}
 STOCK |= {"N2": "unproven", "N3": "unproven"}
 
 
-def verdict(states: dict[str, str]) -> Judgement:
+def verdict(states: dict[str, str], contract: dict[str, Clause] = CONTRACT) -> Judgement:
     """Judge one test for each clause; several states are divided by a blank."""
     answers = [
         Answer(f"{name}.{n}", name, state, f"{name} {state}")
         for name, words in states.items()
         for n, state in enumerate(words.split())
     ]
-    return judge(answers, CONTRACT)
+    return judge(answers, contract)
 
 
 @pytest.mark.parametrize(
@@ -170,13 +170,7 @@ def test_row(level: str, states: str, state: str, detail: str, passed: int) -> N
     ],
 )
 def test_a_root_that_nobody_can_be_signalled_on(states: dict[str, str], line: str) -> None:
-    contract = CONTRACT | {"P4": clause("P4")}
-    answers = [
-        Answer(f"{name}.{n}", name, state, f"{name} {state}")
-        for name, words in states.items()
-        for n, state in enumerate(words.split())
-    ]
-    assert judge(answers, contract).line.startswith(line)
+    assert verdict(states, CONTRACT | {"P4": clause("P4")}).line.startswith(line)
 
 
 def test_a_dead_harness_is_no_answer() -> None:
