@@ -32,6 +32,7 @@ MARKERS = (
     "system_oom: causes a system OOM, a sysrq kill or a panic; only in a guest or when allowed",
     "profile(name): the kind of machine that the test needs",
     "pristine: needs a machine in which no other test has run",
+    "long: takes minutes; run only when asked for, with -m long",
     "dies(panic, armed, shows, otherwise): ends its machine; judged by what that printed",
 )
 

@@ -33,6 +33,7 @@ PROFILES = {
         Profile("default"),
         # No ballast: it would come to lie on one of the two nodes, and leave the other one empty.
         Profile("numa", free=1 << 10, cmdline="numa=fake=2"),
+        Profile("roomy", free=1 << 10),  # some 30 KiB a memcg: thousands of them need it
         # A disk of each machine's own, of zeros at first.
         Profile(
             "swap",

@@ -28,8 +28,18 @@ STEPS = ("css_next_descendant_pre", "css_next_descendant_post", "css_next_child"
 MORE = 20  # steps; somewhere between none and as many as there are memcgs
 # What looks at a process first: since 4.8, before that.
 LOOK = ("oom_evaluate_task", "oom_scan_process_thread")
-# More would take long: reclaim walks them all some two hundred times before there is an OOM.
-SIZES = (1, 100)
+# More memcgs take long: reclaim walks them all some two hundred times before there is an OOM.
+SIZES = pytest.mark.parametrize(
+    "sizes",
+    [
+        pytest.param((1, 100), id="a hundred"),
+        pytest.param(
+            (1, 100, 1000, 5000),
+            id="thousands",
+            marks=(pytest.mark.long, pytest.mark.profile("roomy"), pytest.mark.timeout(3600)),
+        ),
+    ],
+)
 OOMS, MORE_OOMS = 2, 4
 CROWD = 20_000  # registrations; even emulated, a step from one to the next takes some 15 ns
 # What a machine that is busy with something else adds is not in the fastest of several.
@@ -74,8 +84,10 @@ def crowd(home: Memcg, listener: Listener) -> None:
         raise Inconclusive(f"{CROWD} registrations are refused: {error.strerror}") from error
 
 
+@SIZES
 @pytest.mark.clause("S2")
 def test_cost_does_not_grow(
+    sizes: tuple[int, ...],
     root: Memcg,
     memcg: Make,
     listen: Callable[..., Listener],
@@ -105,7 +117,7 @@ def test_cost_does_not_grow(
         tracer.probe("left", "out_of_memory", leaving=True)
         for step in STEPS:
             tracer.probe(step, step, between=("called", "left"))
-        for made, size in itertools.pairwise((0, *SIZES)):
+        for made, size in itertools.pairwise((0, *sizes)):
             for _ in range(made, size):
                 below.on(memcg())
             judge(f"memcgs: {size}")

@@ -138,3 +138,5 @@ def test_counter_is_not_empty(root: Memcg, listen: Listen) -> None:
         wanted = min(start + seen, (1 << 64) - 1)
         got = listener.count()
         assert got == wanted, f"{seen} signals made {start:#x} {got:#x} instead of {wanted:#x}"
+    system_oom(allocator=root)
+    fires(first, witness, *before.values())  # to have been full is not to have gone
