@@ -81,6 +81,10 @@ DIFFERENCES = {
         "since 3.16", lambda root: release() >= (3, 16)
     ),
     "registration of eventfds": Difference("all but PREEMPT_RT, since 5.18", _registers),
+    # In 5.10 a notifier that has freed memory is enough (out_of_memory(), mm/oom_kill.c).
+    "a sysrq-f that no OOM notifier keeps from killing": Difference(
+        "since 6.1 at the latest", lambda root: release() >= (6, 1)
+    ),
     "MGLRU": Difference(
         "since 6.1, CONFIG_LRU_GEN", lambda root: os.path.exists(f"{LRU_GEN}/min_ttl_ms")
     ),

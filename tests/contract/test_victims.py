@@ -39,6 +39,7 @@ from helpers.triggers import (
 )
 from helpers.versions import need, release
 from helpers.waiters import poll
+from helpers.whitebox import Whitebox
 
 pytestmark = pytest.mark.system_oom
 
@@ -140,6 +141,29 @@ def test_sysrq_is_told_and_counted(root: Memcg, listen: Listen) -> None:
 @pytest.mark.clause("K6")
 def test_sysrq_kills(root: Memcg, listen: Listen) -> None:
     listen(root, "root")
+    sysrq_must_kill(root)
+
+
+@pytest.mark.clause("K6")
+def test_sysrq_kills_in_spite_of_a_notifier(
+    root: Memcg, listen: Listen, whitebox: Whitebox
+) -> None:
+    need("a sysrq-f that no OOM notifier keeps from killing", root)
+    listen(root, "root")
+    whitebox.hold(MIB, report=True)
+    sysrq_must_kill(root)
+
+
+def sysrq_must_kill(root: Memcg) -> None:
+    """Sysrq-f kills a child of ours.
+
+    Where :func:`helpers.triggers.sysrq_kill` only finds no proof, this is a judgement.
+
+    :raises Forbidden: unless system OOMs are allowed.
+    :raises AssertionError: if it lives.
+    :raises Inconclusive: if the kernel does not say that it was asked.
+    """
+    gate.require("sysrq-f")
     kmsg, bait = Kmsg(), Bait(root, MIB)
     try:
         sysrq_f()
