@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from helpers import gate
+from helpers.evidence import vmstat
 from helpers.hogs import CHUNK, populate, sleep_forever
 from helpers.listeners import register_often
 from helpers.memcgs import MIB, Memcg, put
@@ -279,14 +280,16 @@ def memcgs(above: Memcg) -> Callable[[], None]:
 def registrations(root: Memcg) -> Callable[[], None]:
     """Registrations on root: whatever lock is held while what they need is allocated.
 
-    It stops when there have been enough: once somebody else has died, there is nothing to do.
+    Some at a time, as reclaim may still find something; none any more once somebody has died.
     """
 
     def register() -> None:
-        eventfd = os.eventfd(0)
-        _fill(LEFT // 8)
-        register_often(root, [eventfd], 4000)
-        sleep_forever()
+        eventfd, before = os.eventfd(0), vmstat("oom_kill")
+        for _ in forever():
+            _fill(LEFT // 8)
+            register_often(root, [eventfd], 1000)
+            if vmstat("oom_kill") != before:
+                sleep_forever()
 
     return register
 
