@@ -137,9 +137,10 @@ def row(clause: Clause, answers: Sequence[Answer]) -> Row:
     if odd:
         return Row(clause, "no answer", odd[0].detail, passed, len(answers))
     if passed:
-        detail = (
-            f"{len(unanswered)} without an answer: {unanswered[0].detail}" if unanswered else ""
-        )
+        detail = ""
+        if unanswered:
+            name = unanswered[0].test.rpartition("::")[2]
+            detail = f"{len(unanswered)} without an answer: {name}: {unanswered[0].detail}"
         return Row(clause, "kept", detail, passed, len(answers))
     if unanswered:
         return Row(clause, "no answer", unanswered[0].detail, 0, len(answers))

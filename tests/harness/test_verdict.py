@@ -140,7 +140,7 @@ def test_many_missing_clauses_do_not_fill_the_line() -> None:
         ("must", "", "not asked", "none of its tests was run", 0),
         ("must", "skipped", "not asked", "0 skipped", 0),
         ("must", "passed skipped", "kept", "", 1),
-        ("must", "passed lost", "kept", "1 without an answer: 1 lost", 1),
+        ("must", "passed lost", "kept", "1 without an answer: t: 1 lost", 1),
         ("must", "passed timeout passed", "no answer", "1 timeout", 2),
         ("must", "passed error", "no answer", "1 error", 1),
         ("must", "unproven skipped", "no answer", "0 unproven", 0),
@@ -152,7 +152,7 @@ def test_many_missing_clauses_do_not_fill_the_line() -> None:
     ],
 )
 def test_row(level: str, states: str, state: str, detail: str, passed: int) -> None:
-    answers = [Answer("t", "X1", s, f"{n} {s}") for n, s in enumerate(states.split())]
+    answers = [Answer("a.py::t", "X1", s, f"{n} {s}") for n, s in enumerate(states.split())]
     got = row(clause("X1", level), answers)
     assert (got.state, got.detail, got.passed) == (state, detail, passed)
     assert got.total == len(answers)
