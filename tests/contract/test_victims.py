@@ -12,7 +12,17 @@ from contextlib import contextmanager, suppress
 import pytest
 
 from helpers import gate, numa
-from helpers.evidence import NOBODY, SYSRQ, Inconclusive, Kill, Kmsg, Overrun, kills, vmstat
+from helpers.evidence import (
+    NOBODY,
+    RATELIMIT,
+    SYSRQ,
+    Inconclusive,
+    Kill,
+    Kmsg,
+    Overrun,
+    kills,
+    vmstat,
+)
 from helpers.hogs import (
     SPARED,
     VICTIM,
@@ -49,7 +59,6 @@ Listen = Callable[..., Listener]
 # dump_header() and dump_oom_summary() in mm/oom_kill.c; the second since 5.0.
 INVOKED = re.compile(r".* invoked oom-killer: gfp_mask=.* order=(?P<order>-?\d+)")
 SUMMARY = re.compile(r"oom-kill:constraint=(?P<constraint>\w+),.*,pid=(?P<pid>\d+),uid=\d+$")
-RATELIMIT = 5.5  # seconds after which the kernel tells more than the kill again
 
 
 @contextmanager
