@@ -208,6 +208,19 @@ def exhaust(until: int | None = None) -> None:
         populate(CHUNK)
 
 
+def exhaust_on(cpu: int) -> None:
+    """As :func:`exhaust`, on this CPU alone; whoever causes that must be on another one.
+
+    To tell listeners of what else is allocated takes a CPU that whoever is dying needs: with nobody
+    left to kill the system panics.
+
+    :raises Forbidden: unless system OOMs are allowed.
+    """
+    gate.require("exhausting the system's memory")
+    os.sched_setaffinity(0, {cpu})
+    exhaust()
+
+
 def sleep_forever() -> None:
     """Wait for a signal."""
     while True:

@@ -7,11 +7,12 @@ import errno
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 
 from helpers.evidence import Inconclusive
-from helpers.hogs import SPARED, Child, exhaust
+from helpers.hogs import SPARED, Child, exhaust_on
 from helpers.judge import PATIENCE, settled, signalled, stays_silent, under_oom
 from helpers.listeners import Listener
 from helpers.memcgs import Memcg, OomControl, line, write
@@ -273,18 +274,12 @@ def test_root_reads_at_rest_around_a_system_oom(root: Memcg, listen: Listen, slo
                 os._exit(NOT_AT_REST)
             seen |= told and first.fired() != last.fired()
 
-    def hog() -> None:
-        os.sched_setaffinity(0, cpus[:1])
-        exhaust()
-
-    # The worker wants memory as well. To tell the listeners of that takes its CPU, which whoever is
-    # dying needs: with nobody left to kill the system panics.
     with on_cpus(cpus[-1:]):
         for _ in range(TRIES):
             for one in (first, last):
                 one.count()
             watcher = Child(watch, root, score=SPARED)
-            system_oom(allocator=root, body=hog)
+            system_oom(allocator=root, body=partial(exhaust_on, cpus[0]))
             watcher.kill()
             assert watcher.status != NOT_AT_REST, "in a system OOM: killer disabled or under OOM"
             if watcher.status not in (0, -9):

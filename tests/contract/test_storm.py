@@ -10,13 +10,13 @@ from functools import partial
 
 import pytest
 
-from helpers import gate
 from helpers.bursts import burst
 from helpers.evidence import Inconclusive, Silent, available
-from helpers.hogs import SPARED, exhaust, populate, touch
+from helpers.hogs import SPARED, exhaust, exhaust_on, populate, touch
 from helpers.judge import PATIENCE, alive_on_root, fires, over, settled, witnessed
 from helpers.listeners import Listener
 from helpers.memcgs import Memcg
+from helpers.preflight import on_cpus
 from helpers.storm import Storm
 from helpers.triggers import MUCH, SMALL, hog_at_limit, system_oom
 from helpers.waiters import Waiter, poll, stay_resident
@@ -52,9 +52,8 @@ def storm(root: Memcg, record: Callable[[str, object], None]) -> Iterator[Storm]
     one.close()
 
 
-def second_signal(root: Memcg, late: Listener, cpu: int, fd: int) -> None:
+def second_signal(root: Memcg, late: Listener, fd: int) -> None:
     """Wait for two signals, and register another eventfd at once, which takes no memory of ours."""
-    os.sched_setaffinity(0, {cpu})
     control = os.open(root.file("memory.oom_control"), os.O_RDONLY)
     door = os.open(root.file("cgroup.event_control"), os.O_WRONLY)
     line = f"{late.fd} {control}".encode()
@@ -64,16 +63,6 @@ def second_signal(root: Memcg, late: Listener, cpu: int, fd: int) -> None:
         poll(fd)
         told += os.eventfd_read(fd)
     os.write(door, line)
-
-
-def exhaust_on(cpu: int) -> None:
-    """Run the system out of memory on this CPU.
-
-    :raises Forbidden: unless system OOMs are allowed.
-    """
-    gate.require("exhausting the system's memory")
-    os.sched_setaffinity(0, {cpu})
-    exhaust()
 
 
 @pytest.mark.clause("N9")
@@ -86,14 +75,15 @@ def test_registering_on_root_during_a_system_oom_does_not_signal(
     cpus = sorted(os.sched_getaffinity(0))  # who registers need not wait for who is out of memory
     for left in reversed(range(TRIES)):
         late = Listener("latecomer")
-        registering = Waiter(herald, partial(second_signal, root, late, cpus[-1]))
-        try:
-            system_oom(allocator=root, body=partial(exhaust_on, cpus[0]))
-            witnessed(witness)
-            if not registering.woken(PATIENCE):
-                raise Inconclusive("nobody has registered")
-        finally:
-            registering.close()
+        with on_cpus(cpus[-1:]):
+            registering = Waiter(herald, partial(second_signal, root, late))
+            try:
+                system_oom(allocator=root, body=partial(exhaust_on, cpus[0]))
+                witnessed(witness)
+                if not registering.woken(PATIENCE):
+                    raise Inconclusive("nobody has registered")
+            finally:
+                registering.close()
         told, too_late = settled(root, [witness, late], [0, 0])
         assert too_late < told, "registering on root during a system OOM signalled"
         herald.count()
