@@ -158,6 +158,22 @@ def test_removing_a_memcg_signals_its_listeners(memcg: Make, listen: Listen) -> 
 
 
 @pytest.mark.clause("K3")
+@pytest.mark.parametrize(
+    ("file", "arguments"),
+    [("memory.usage_in_bytes", str(1 << 60)), ("memory.pressure_level", "critical")],
+)
+def test_removing_a_memcg_signals_who_listens_for_something_else(
+    memcg: Make, listen: Listen, file: str, arguments: str
+) -> None:
+    child = memcg()
+    if not os.path.exists(child.file(file)):
+        pytest.skip(f"this kernel has no {file}")
+    listener = listen(child, file, file, arguments)
+    remove(child)
+    signalled(listener, by="removing the memcg")
+
+
+@pytest.mark.clause("K3")
 def test_removing_a_memcg_signals_nobody_elses_listeners(
     root: Memcg, memcg: Make, listen: Listen
 ) -> None:

@@ -7,12 +7,13 @@ from collections.abc import Callable
 
 import pytest
 
-from helpers import numa
+from helpers import gate, numa
 from helpers.evidence import CONSTRAINT, Inconclusive
 from helpers.hogs import exhaust
 from helpers.judge import fires
 from helpers.listeners import Listener
 from helpers.memcgs import Memcg, put
+from helpers.preflight import sysctl
 from helpers.triggers import Proof, system_oom
 
 pytestmark = [
@@ -33,11 +34,18 @@ def confined(proof: Proof, wanted: str) -> None:
         raise Inconclusive(f"the kernel speaks of {', '.join(seen) or 'no constraint'}")
 
 
-@pytest.mark.parametrize("which", [0, -1], ids=["first node", "last node"])
-def test_memory_policy(root: Memcg, listen: Listen, which: int) -> None:
+@pytest.mark.parametrize(
+    ("which", "panic"),
+    [(0, "0"), (-1, "0"), (0, "1")],
+    ids=["first node", "last node", "with panic_on_oom"],
+)
+def test_memory_policy(root: Memcg, listen: Listen, which: int, panic: str) -> None:
     node = numa.nodes()[which]
     listener = listen(root, "root")
-    proof = system_oom(allocator=root, body=lambda: numa.exhaust_node(node))
+    gate.require("a panic")
+    # 1 is not for these (check_panic_on_oom(), mm/oom_kill.c).
+    with sysctl("vm/panic_on_oom", panic):
+        proof = system_oom(allocator=root, body=lambda: numa.exhaust_node(node))
     confined(proof, "CONSTRAINT_MEMORY_POLICY")
     fires(listener)
 
