@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -40,15 +42,27 @@ dispatch.Dispatcher.run = run
 """
 
 
-def test_enough_is_enough(
+@pytest.fixture
+def found(
     tmp_path: Path, run_pytest: Pytest, monkeypatch: pytest.MonkeyPatch
-) -> None:
+) -> Callable[..., dict[str, Any]]:
+    """Have the stand-in asked by the tests of some files, and say what was found."""
     (tmp_path / "stand_in.py").write_text(STAND_IN)
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT}")
-    found = tmp_path / "found.json"
-    arguments = ["-p", "stand_in", "--kernel", "any", "--json", str(found), "-n", "0"]
-    run_pytest(*arguments, "tests/contract/test_memcg_oom.py", "tests/contract/test_silence.py")
-    (kernel,) = json.loads(found.read_text())["kernels"]
+
+    def ask(*files: str) -> dict[str, Any]:
+        report = tmp_path / "found.json"
+        arguments = ["-p", "stand_in", "--kernel", "any", "--json", str(report), "-n", "0"]
+        run_pytest(*arguments, *(f"tests/contract/{file}" for file in files))
+        kernel: dict[str, Any]
+        (kernel,) = json.loads(report.read_text())["kernels"]
+        return kernel
+
+    return ask
+
+
+def test_enough_is_enough(found: Callable[..., dict[str, Any]]) -> None:
+    kernel = found("test_memcg_oom.py", "test_silence.py")
     hung = [one for one in kernel["tests"] if one["state"] == "hang"]
     left_out = [one for one in kernel["tests"] if one["state"] == "skipped"]
     assert all("test_silence" in one["test"] for one in hung[:ENOUGH])
@@ -56,6 +70,13 @@ def test_enough_is_enough(
     assert left_out
     assert all(TIRED in one["detail"] for one in left_out)
     assert kernel["verdict"] == "violates"
+
+
+def test_as_written_clauses_are_not_enough(found: Callable[..., dict[str, Any]]) -> None:
+    kernel = found("test_numa.py")
+    assert len(kernel["tests"]) > ENOUGH
+    assert {one["state"] for one in kernel["tests"]} == {"hang"}
+    assert kernel["verdict"] != "violates"
 
 
 # A kernel that does not build, and says each time that somebody tries.
