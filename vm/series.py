@@ -81,6 +81,7 @@ FLAVOURS = {
         Flavour("stock"),
         Flavour("reference", (REFERENCE,)),
         Flavour("debug", (REFERENCE,), ("debug.config",)),
+        Flavour("kasan", (REFERENCE,), ("kasan.config",)),
         Flavour("mutants", (REFERENCE, MUTANTS, MUTANTS_MEMCG), variants=False),
     )
 }
