@@ -3,17 +3,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from vm import cache, snapshot
+from vm import cache, initramfs, snapshot
 from vm.errors import INCONCLUSIVE, HostError
+from vm.profiles import PROFILES
 
 
 def test_where(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -152,3 +155,20 @@ def test_only_old_layers_that_nobody_holds_are_forgotten(
     assert cache.hold(tmp_path / "held")
     snapshot._prune(tmp_path)
     assert sorted(os.listdir(tmp_path)) == ["held", "no layer", "young", "youngest"]
+
+
+def test_the_layer_below_is_as_young_as_the_one_that_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OOMTEST_CACHE", str(tmp_path))
+    monkeypatch.setattr(initramfs, "path", lambda: tmp_path / "initramfs")
+    monkeypatch.setattr(snapshot, "_digest", lambda *_: "key")
+    monkeypatch.setattr(snapshot, "_file_digest", lambda _: "image")
+    layers = [tmp_path / "snapshots" / f"key-{name}" for name in ("base", "suite")]
+    for layer in layers:
+        layer.mkdir(parents=True)
+        (layer / "state").touch()
+        os.utime(layer, (1, 1))
+    kernel, suite = SimpleNamespace(image=tmp_path / "bzImage"), SimpleNamespace(key="suite")
+    asyncio.run(snapshot.prepare(kernel, PROFILES["default"], "tcg", suite, print))  # type: ignore[arg-type]
+    assert all(layer.stat().st_mtime > 1 for layer in layers)
