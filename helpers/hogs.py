@@ -11,11 +11,13 @@ import os
 import select
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from helpers import gate
 from helpers.evidence import Inconclusive, available
 from helpers.memcgs import MIB, Memcg, write
+from helpers.preflight import on_cpus
 
 VICTIM = 1000  # oom_score_adj: before anything else on the machine
 SPARED = -1000
@@ -208,17 +210,27 @@ def exhaust(until: int | None = None) -> None:
         populate(CHUNK)
 
 
-def exhaust_on(cpu: int) -> None:
-    """As :func:`exhaust`, on this CPU alone; whoever causes that must be on another one.
+@contextmanager
+def apart() -> Iterator[Callable[[], None]]:
+    """Yield an :func:`exhaust` for a hog that has the first CPU to itself.
 
-    To tell listeners of what else is allocated takes a CPU that whoever is dying needs: with nobody
-    left to kill the system panics.
+    This process, and what it starts meanwhile, stays on the last one.
+
+    Who is told of a system OOM need not wait for who is out of memory. And whatever else wants
+    memory, and tells listeners of that, does not take the CPU that whoever is dying needs: with
+    nobody left to kill the system panics.
 
     :raises Forbidden: unless system OOMs are allowed.
     """
     gate.require("exhausting the system's memory")
-    os.sched_setaffinity(0, {cpu})
-    exhaust()
+    cpus = sorted(os.sched_getaffinity(0))
+
+    def body() -> None:
+        os.sched_setaffinity(0, cpus[:1])
+        exhaust()
+
+    with on_cpus(cpus[-1:]):
+        yield body
 
 
 def sleep_forever() -> None:

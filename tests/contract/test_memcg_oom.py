@@ -7,16 +7,14 @@ import errno
 import os
 import time
 from collections.abc import Callable
-from functools import partial
 
 import pytest
 
 from helpers.evidence import Inconclusive
-from helpers.hogs import SPARED, Child, exhaust_on
+from helpers.hogs import SPARED, Child, apart
 from helpers.judge import PATIENCE, settled, signalled, stays_silent, under_oom
 from helpers.listeners import Listener
 from helpers.memcgs import Memcg, OomControl, line, write
-from helpers.preflight import on_cpus
 from helpers.triggers import fence, hog_at_limit, memcg_oom, remove, system_oom
 from helpers.versions import need, release
 
@@ -272,14 +270,12 @@ def test_root_reads_at_rest_around_memcg_ooms(root: Memcg, memcg: Make, stuck: M
 @pytest.mark.clause("K5")
 @pytest.mark.system_oom
 def test_root_reads_at_rest_around_a_system_oom(root: Memcg, listen: Listen, slowly: bool) -> None:
-    cpus = sorted(os.sched_getaffinity(0))
     first, between = listen(root, "at one end"), listen(root, "between")
     for _ in range(CROWD):
         between.on(root)
     last = listen(root, "at the other end")
 
     def watch() -> None:
-        os.sched_setaffinity(0, cpus[-1:])  # not where the listeners are told
         # To open it anew takes memory, which is not to be had until the OOM is over.
         control = os.open(root.file("memory.oom_control"), os.O_RDONLY)
         seen = False
@@ -290,12 +286,12 @@ def test_root_reads_at_rest_around_a_system_oom(root: Memcg, listen: Listen, slo
                 os._exit(NOT_AT_REST)
             seen |= told and first.fired() != last.fired()
 
-    with on_cpus(cpus[-1:]):
+    with apart() as hog:
         for _ in range(TRIES):
             for one in (first, last):
                 one.count()
             watcher = Child(watch, root, score=SPARED)
-            system_oom(allocator=root, body=partial(exhaust_on, cpus[0]))
+            system_oom(allocator=root, body=hog)
             watcher.kill()
             assert watcher.status != NOT_AT_REST, "in a system OOM: killer disabled or under OOM"
             if watcher.status not in (0, -9):

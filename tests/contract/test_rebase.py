@@ -14,11 +14,11 @@ from itertools import chain
 import pytest
 
 from helpers.evidence import Inconclusive
-from helpers.hogs import Bait, Child, exhaust_on
+from helpers.hogs import Bait, Child, apart
 from helpers.judge import PATIENCE, alive_on, deferred, fires, settled, signalled, stays_silent
 from helpers.listeners import Listener, register, register_often
 from helpers.memcgs import MIB, Memcg, line, write
-from helpers.preflight import on_cpus, sysctl
+from helpers.preflight import sysctl
 from helpers.triggers import fence, memcg_oom, remove, sysrq_f, sysrq_kill, sysrq_nobody, system_oom
 from helpers.waiters import Waiter, poll, stay_resident
 from helpers.whitebox import Whitebox
@@ -291,7 +291,6 @@ def test_listeners_leave_while_others_are_told(root: Memcg, listen: Listen, slow
     and comes from the other end of the list, or from behind.
     """
     listener = listen(root, "root")
-    cpus = sorted(os.sched_getaffinity(0))  # who leaves need not wait for who is out of memory
     for _ in range(OOMS):
         herald, passing = Listener("herald"), list[Listener]()
 
@@ -310,10 +309,10 @@ def test_listeners_leave_while_others_are_told(root: Memcg, listen: Listen, slow
             for one in passing:
                 one.close()
 
-        with on_cpus(cpus[-1:]):
+        with apart() as hog:
             leaver = Waiter(herald, leave, prepare=register)
             try:
-                system_oom(allocator=root, body=partial(exhaust_on, cpus[0]))
+                system_oom(allocator=root, body=hog)
                 fires(listener)
                 if not leaver.woken(PATIENCE):
                     raise Inconclusive("nobody has left")

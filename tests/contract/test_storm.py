@@ -12,11 +12,10 @@ import pytest
 
 from helpers.bursts import burst
 from helpers.evidence import Inconclusive, Silent, available
-from helpers.hogs import SPARED, exhaust, exhaust_on, populate, touch
+from helpers.hogs import SPARED, apart, exhaust, populate, touch
 from helpers.judge import PATIENCE, alive_on_root, fires, over, settled, witnessed
 from helpers.listeners import Listener
 from helpers.memcgs import Memcg
-from helpers.preflight import on_cpus
 from helpers.storm import Storm
 from helpers.triggers import MUCH, SMALL, hog_at_limit, system_oom
 from helpers.waiters import Waiter, poll, stay_resident
@@ -72,13 +71,12 @@ def test_registering_on_root_during_a_system_oom_does_not_signal(
     """Who registers once all have been told comes too late to be told of that OOM."""
     herald, witness = listen(root, "herald"), listen(root, "witness")
     herald.on(root)  # at either end of the list: after its second signal nobody is left to tell
-    cpus = sorted(os.sched_getaffinity(0))  # who registers need not wait for who is out of memory
     for left in reversed(range(TRIES)):
         late = Listener("latecomer")
-        with on_cpus(cpus[-1:]):
+        with apart() as hog:
             registering = Waiter(herald, partial(second_signal, root, late))
             try:
-                system_oom(allocator=root, body=partial(exhaust_on, cpus[0]))
+                system_oom(allocator=root, body=hog)
                 witnessed(witness)
                 if not registering.woken(PATIENCE):
                     raise Inconclusive("nobody has registered")
