@@ -322,7 +322,6 @@ class Guests:
         if counts and result.crash and result.crash.kind in {"hang", "stuck"}:
             self.hung[target.name] += 1
         for report in self._reports(item, result, began):
-            report.nodeid = item.nodeid
             report.user_properties.append(("kernel", target.name))
             silent = ("outcome", "silent") in report.user_properties
             if report.failed and not silent:
@@ -339,7 +338,7 @@ class Guests:
     ) -> Iterator[TestReport]:
         phases = set()
         for data in result.reports:
-            report = self._revive(data)
+            report = self._revive(item, data)
             phases.add(report.when)
             yield report
         if result.crash is None:
@@ -357,8 +356,10 @@ class Guests:
         if when == "call":
             yield self._made(item, "teardown", began, 0.0, None, "passed")
 
-    def _revive(self, data: dict[str, Any]) -> TestReport:
+    def _revive(self, item: pytest.Item, data: dict[str, Any]) -> TestReport:
         """A report as the guest's pytest made it, with JSON's lists turned back and paths ours."""
+        data |= {"nodeid": item.nodeid, "location": item.location}
+        data["keywords"] = dict.fromkeys(item.keywords, 1)
         report = self.config.hook.pytest_report_from_serializable(config=self.config, data=data)
         assert isinstance(report, TestReport)
         report.user_properties = [(str(name), value) for name, value in report.user_properties]

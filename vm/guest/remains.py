@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from functools import cache
 
 from oomtest_guest import init
 
@@ -30,6 +31,7 @@ def look() -> dict[str, object]:
     return seen
 
 
+@cache  # what a kernel thread is it stays, and there are many of them
 def _user(pid: str) -> bool:
     """Whether it is a process of user space, or what has not been collected of one."""
     fields = init.read(f"/proc/{pid}/stat").rpartition(")")[2].split()
