@@ -59,15 +59,16 @@ def deferred(root: Memcg) -> None:
     The removal of a memcg signals its listeners from the workqueue that all use
     (mem_cgroup_css_offline(), mm/memcontrol.c), and after a grace period of RCU.
     """
+    works = []
     for cpu in os.sched_getaffinity(0):
         with on_cpus({cpu}):
             scratch = root.child(f"oomtest-deferred-{os.getpid()}-{cpu}")
-            work = Listener("work").on(scratch)
+            works.append(Listener("work").on(scratch))
             remove(scratch)
-            told = work.wait(PATIENCE)
-            work.close()
-            if not told:  # nor will the next one be, where removal signals nobody
-                break
+    # If one is not told, nor will the next one be, where removal signals nobody.
+    all(work.wait(PATIENCE) for work in works)
+    for work in works:
+        work.close()
 
 
 def signalled(*listeners: Listener, by: str) -> None:
