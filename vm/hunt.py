@@ -85,14 +85,15 @@ class Hunt:
         self.seen.pytest_runtest_logreport(report)
         mutant = self._mutant(str(kernel))
         whole = self.config.getoption("--all-clauses") or mutant.kind == "right"
-        if report.when != "teardown" or whole:
+        tell = not hasattr(self.config, "workerinput") and mutant.number not in self.told
+        if report.when != "teardown" or (whole and not tell):
             return
         answers = self.seen.answers[str(kernel)].values()
         rejecting = mutant.rejecting(verdict.judge(answers, self.seen.contract))
         if not rejecting:
             return
-        self._mark(mutant, named=rejecting[0] in mutant.clauses).touch()
-        if not hasattr(self.config, "workerinput") and mutant.number not in self.told:
+        if not whole:
+            self._mark(mutant, named=rejecting[0] in mutant.clauses).touch()
+        if tell:
             self.told.add(mutant.number)
-            line = f"{mutant.number} {mutant.name}: rejected by {rejecting[0]}"
-            say(line)
+            say(f"{mutant.number} {mutant.name}: rejected by {rejecting[0]}")

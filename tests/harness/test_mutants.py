@@ -7,11 +7,13 @@ import argparse
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 from xml.etree import ElementTree
 
 import pytest
 
-from vm import matrix, mutants, series, verdict
+from vm import hunt, matrix, mutants, series, verdict
 from vm.mutants import Mutant, Outcome
 from vm.target import split
 from vm.verdict import Answer
@@ -118,6 +120,24 @@ def test_a_mutants_kernel_is_of_the_series_asked_for() -> None:
     known = mutants.catalogue()
     assert known[17].kernel("6.12") == "6.12/mutants#17"
     assert known[0].kernel("7.3") == "7.3/mutants"
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_rejection_is_told_once_and_ends_that_mutants_run_unless_all_is_asked(
+    whole: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = {"--rejected": tmp_path, "--all-clauses": whole}
+    hunter = hunt.Hunt(cast(Any, SimpleNamespace(getoption=options.get)))
+    said = [("kernel", "6.1/mutants#1"), ("clause", "P1")]
+    for test in ("one", "another"):
+        for when in ("setup", "call", "teardown"):
+            how: Any = "failed" if when == "call" else "passed"
+            place, phase = ("test.py", 1, test), cast(Any, when)
+            hunter.pytest_runtest_logreport(
+                pytest.TestReport(test, place, {}, how, None, phase, user_properties=said)
+            )
+    assert capsys.readouterr().err.count("rejected by P1") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ([] if whole else ["1-named"])
 
 
 def test_picture_is_xml_with_a_box_for_each_clause() -> None:
