@@ -15,7 +15,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from helpers import gate
-from helpers.memcgs import put
+from helpers.memcgs import Memcg, put
+from helpers.waiters import stay_resident
 
 KMOD = Path(__file__).with_name("kmod")
 MODULE = KMOD / "oomtest.ko"
@@ -108,7 +109,13 @@ class Whitebox:
             return Counts(**{name: int(value) for name, value in map(str.split, file)})
 
     def alloc(
-        self, gfp: str, *, order: int = 0, blocks: int = EVERYTHING, context: str = "task"
+        self,
+        gfp: str,
+        *,
+        order: int = 0,
+        blocks: int = EVERYTHING,
+        context: str = "task",
+        within: Memcg | None = None,
     ) -> None:
         """Allocate in the kernel and give it all back, up to the first system OOM or a refusal.
 
@@ -119,10 +126,20 @@ class Whitebox:
         :param context: who allocates: ``task``, the caller; ``dying``, the caller, who has been
             sent SIGKILL and does not come back; ``thread``, one of the kernel's; ``worker``, one
             of a workqueue's.
+        :param within: where the caller moves at the last moment, with nothing left that would be
+            charged there.
         :raises Forbidden: unless system OOMs are allowed.
         """
         gate.require("exhausting the system's memory")
-        put(DEVICE, f"alloc {gfp} {order} {blocks} {context}")
+        wanted = f"alloc {gfp} {order} {blocks} {context}".encode()
+        fd = os.open(DEVICE, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            if within is not None:
+                stay_resident()
+                within.attach()
+            os.write(fd, wanted)
+        finally:
+            os.close(fd)
 
     def hold(self, size: int, *, report: bool) -> None:
         """Keep memory and free it from within the next call of out_of_memory(), by a notifier.

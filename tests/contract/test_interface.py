@@ -6,9 +6,12 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 
+from helpers.evidence import Inconclusive
+from helpers.hogs import SPARED, Child
 from helpers.judge import alive_on_root, over, somebody_dies, stays_silent, witnessed
 from helpers.listeners import Listener, register
 from helpers.memcgs import Memcg, write
@@ -136,6 +139,36 @@ def test_root_takes_any_number_at_any_time(root: Memcg, memcg: Make, stuck: Make
         os.close(control)
         for one in listeners:
             one.close()
+
+
+def errno_of(registration: Callable[[], int], home: Memcg) -> int:
+    """What a child that lives in a memcg gets for a registration: 0 or an errno.
+
+    :raises Inconclusive: if it does not come to it.
+    """
+    child = Child(lambda: os._exit(registration()), home, SPARED)
+    got = child.ended()
+    if got is None or got < 0:
+        raise Inconclusive(f"who was to register ended with {got}")
+    return got
+
+
+@pytest.mark.clause("I2")
+def test_root_takes_listeners_of_whoever_lives_anywhere(
+    root: Memcg, memcg: Make, listen: Listen
+) -> None:
+    need("registration of eventfds", root)
+    listen(root, "this process's")
+    below = memcg()
+    listeners: list[Listener] = []
+    for where, home in (("root", root), ("a memcg", below), ("one below it", memcg(below))):
+        # Held here, so that all of them stay registered.
+        one = Listener("another process's")
+        listeners.append(one)
+        got = errno_of(partial(one.refused, root), home)
+        assert not got, f"somebody who lives in {where} is refused: {name(got)}"
+    for one in listeners:
+        one.close()
 
 
 def refused(root: Memcg, other: Memcg, eventfd: int, case: str) -> int:

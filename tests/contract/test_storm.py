@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from helpers.listeners import Listener
 from helpers.memcgs import Memcg
 from helpers.storm import Storm
 from helpers.triggers import MUCH, SMALL, hog_at_limit, system_oom
+from helpers.versions import need
 from helpers.waiters import Waiter, poll, stay_resident
 from helpers.whitebox import Whitebox
 
@@ -27,6 +29,7 @@ STEPS = 60
 CROWD = 100
 SLOWLY = 10_000  # microseconds
 TRIES = 4
+FOLLOWERS = 20
 
 
 @pytest.mark.clause("P12")
@@ -51,17 +54,49 @@ def storm(root: Memcg, record: Callable[[str, object], None]) -> Iterator[Storm]
     one.close()
 
 
-def second_signal(root: Memcg, late: Listener, fd: int) -> None:
-    """Wait for two signals, and register another eventfd at once, which takes no memory of ours."""
+def register_when_told(root: Memcg, late: Listener, times: int, fd: int) -> None:
+    """Wait for some signals, and register another eventfd at once, which takes no memory of ours.
+
+    Ends with an errno if that is refused.
+    """
     control = os.open(root.file("memory.oom_control"), os.O_RDONLY)
     door = os.open(root.file("cgroup.event_control"), os.O_WRONLY)
     line = f"{late.fd} {control}".encode()
     stay_resident()
     told = 0
-    while told < 2:
+    while told < times:
         poll(fd)
         told += os.eventfd_read(fd)
-    os.write(door, line)
+    try:
+        os.write(door, line)
+    except OSError as error:
+        os._exit(error.errno or 255)
+
+
+@pytest.mark.clause("I2")
+def test_root_takes_a_listener_during_a_system_oom(
+    root: Memcg, listen: Callable[..., Listener], slowly: bool
+) -> None:
+    """Who registers is told first, and registers while others are told."""
+    need("registration of eventfds", root)
+    witness, late = Listener("witness"), Listener("latecomer")
+    herald = listen(root, "herald")
+    for _ in range(FOLLOWERS):
+        witness.on(root)
+    herald.on(root)
+    with apart() as hog:
+        registering = Waiter(herald, partial(register_when_told, root, late, 1))
+        try:
+            system_oom(allocator=root, body=hog)
+            witnessed(witness)
+            got = registering.child.wait(PATIENCE)
+        finally:
+            registering.close()
+            witness.close()
+            late.close()
+    if got is None or got < 0:
+        raise Inconclusive("nobody has registered")
+    assert not got, f"during a system OOM root refuses a listener: {errno.errorcode.get(got, got)}"
 
 
 @pytest.mark.clause("N9")
@@ -74,7 +109,7 @@ def test_registering_on_root_during_a_system_oom_does_not_signal(
     for left in reversed(range(TRIES)):
         late = Listener("latecomer")
         with apart() as hog:
-            registering = Waiter(herald, partial(second_signal, root, late))
+            registering = Waiter(herald, partial(register_when_told, root, late, 2))
             try:
                 system_oom(allocator=root, body=hog)
                 witnessed(witness)

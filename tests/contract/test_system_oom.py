@@ -9,7 +9,7 @@ import pytest
 
 from helpers import kinds
 from helpers.bursts import one_by_one
-from helpers.evidence import Kmsg, kills
+from helpers.evidence import Inconclusive, Kmsg, kills
 from helpers.hogs import SPARED, Bait, exhaust
 from helpers.judge import fires, settled
 from helpers.listeners import Listener
@@ -196,6 +196,23 @@ def test_a_memcg_stuck_under_oom_does_not_matter(
     listener = listen(root, "root")
     system_oom(allocator=allocator)
     fires(listener)
+
+
+@pytest.mark.clause("P5")
+@pytest.mark.pristine
+def test_allocator_in_a_memcg_that_is_stuck(
+    root: Memcg, memcg: Make, listen: Listen, stuck: Make, whitebox: Whitebox
+) -> None:
+    """What it allocates is not charged, or it would be stuck as well."""
+    home = stuck()
+    listen(home, "stuck")
+    listener = listen(root, "root")
+    bait = Bait(memcg(), MIB)  # that leaves room enough to get ready
+    proof = system_oom(victim=bait, body=lambda: whitebox.alloc("kernel", within=home))
+    if not whitebox.counts().own or not home.oom_control().under_oom:
+        raise Inconclusive("nobody in a memcg under OOM was out of memory")
+    (count,) = settled(root, [listener], fires(listener))
+    assert count >= proof.system_kills, f"{count} signals for {proof.system_kills} kills"
 
 
 @pytest.mark.clause("P5")

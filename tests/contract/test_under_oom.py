@@ -147,12 +147,19 @@ def test_one_of_two_that_wait_leaves_the_other_waiting(memcg: Make) -> None:
 
 
 @pytest.mark.clause("K4")
-def test_a_charge_of_the_kernels_own_fails_where_the_killer_is_disabled(memcg: Make) -> None:
+def test_a_charge_of_the_kernels_own_fails_where_the_killer_is_disabled(
+    root: Memcg, memcg: Make, listen: Listen
+) -> None:
     child = memcg()
     child.disable_killer()
+    listener = listen(child, "child")
     hog = hog_at_limit(child, body=lambda: populate_for_a_moment(MUCH))
     status = hog.ended()
     assert status == 0, f"a fault from within the kernel at a disabled limit: the hog has {status}"
+    # Nobody waits, so that there is nothing to be told of (mem_cgroup_oom(), mm/memcontrol.c).
+    stays_silent(root, listener, after="a charge that fails where the killer is disabled")
+    child.enable_killer()
+    alive_on(child, listener)
 
 
 @pytest.mark.clause("K2")

@@ -216,17 +216,27 @@ def test_kill_is_counted_where_the_victim_lived(
 
 @pytest.mark.clause("K6")
 @pytest.mark.pristine
-@pytest.mark.parametrize("cause", ["system OOM", "sysrq-f"])
+@pytest.mark.parametrize("cause", ["system OOM", "below root", "in a memcg under OOM", "sysrq-f"])
 def test_the_highest_score_dies_and_nobody_else(
-    root: Memcg, memcg: Make, listen: Listen, cause: str
+    root: Memcg, memcg: Make, listen: Listen, stuck: Make, cause: str
 ) -> None:
     listen(root, "root")
+    home = memcg()
     kmsg = Kmsg()
     with bystanders(0, 300, 600) as others:
-        if cause == "sysrq-f":
-            proof = sysrq_kill(root)
-        else:
-            proof = system_oom(allocator=root, victim=memcg())
+        try:
+            if cause == "sysrq-f":
+                proof = sysrq_kill(root)
+            elif cause == "in a memcg under OOM":
+                bait = Bait(home, MIB)
+                stuck(home, 8 * MIB)
+                proof = system_oom(allocator=root, victim=bait)
+            else:
+                proof = system_oom(root if cause == "system OOM" else memcg(), victim=home)
+        except Inconclusive:
+            wrong = [one.pid for one in others if not one.alive()]
+            assert not wrong, f"{cause}: somebody was killed, and not who has the highest score"
+            raise
         first = proof.kills[0].pid
         wrong = [one.pid for one in others if one.pid == first]
         assert not wrong, f"{cause}: somebody was killed before the one with the highest score"
