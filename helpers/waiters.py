@@ -119,6 +119,17 @@ class Waiter:
         self.child.kill()
 
 
+def refusal(child: Child) -> int:
+    """The errno that a child ends with whose registration is refused; 0 if it is not.
+
+    :raises Inconclusive: if it does not come to it.
+    """
+    got = child.ended()
+    if got is None or got < 0:
+        raise Inconclusive(f"who was to register ended with {got}")
+    return got
+
+
 class Thread:
     """A thread of this process that waits for a listener's eventfd."""
 

@@ -10,13 +10,13 @@ from functools import partial
 
 import pytest
 
-from helpers.evidence import Inconclusive
 from helpers.hogs import SPARED, Child
 from helpers.judge import alive_on_root, over, somebody_dies, stays_silent, witnessed
 from helpers.listeners import Listener, register
 from helpers.memcgs import Memcg, write
 from helpers.triggers import memcg_oom, sysrq_kill, system_oom
 from helpers.versions import need
+from helpers.waiters import refusal
 
 Make = Callable[..., Memcg]
 Listen = Callable[..., Listener]
@@ -141,16 +141,9 @@ def test_root_takes_any_number_at_any_time(root: Memcg, memcg: Make, stuck: Make
             one.close()
 
 
-def errno_of(registration: Callable[[], int], home: Memcg) -> int:
-    """What a child that lives in a memcg gets for a registration: 0 or an errno.
-
-    :raises Inconclusive: if it does not come to it.
-    """
-    child = Child(lambda: os._exit(registration()), home, SPARED)
-    got = child.ended()
-    if got is None or got < 0:
-        raise Inconclusive(f"who was to register ended with {got}")
-    return got
+def register_and_exit(listener: Listener, root: Memcg) -> None:
+    """End with what the registration gets."""
+    os._exit(listener.refused(root))
 
 
 @pytest.mark.clause("I2")
@@ -165,7 +158,7 @@ def test_root_takes_listeners_of_whoever_lives_anywhere(
         # Held here, so that all of them stay registered.
         one = Listener("another process's")
         listeners.append(one)
-        got = errno_of(partial(one.refused, root), home)
+        got = refusal(Child(partial(register_and_exit, one, root), home, SPARED))
         assert not got, f"somebody who lives in {where} is refused: {name(got)}"
     for one in listeners:
         one.close()
