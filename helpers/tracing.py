@@ -19,7 +19,7 @@ from helpers.triggers import memcg_oom, remove
 
 TRACEFS = "/sys/kernel/tracing"
 GROUP = "oomtest"
-# The names under which kernels have had what signals an eventfd: since 6.8 the first is a macro.
+# What signals an eventfd: since 6.8 the first is a macro, and before, a port may call the second.
 SIGNAL = ("eventfd_signal", "eventfd_signal_mask")
 FIRST_ARGUMENT = {"x86_64": "%di", "aarch64": "%x0"}
 EVENT = re.compile(
@@ -81,8 +81,10 @@ class Tracer:
     ) -> None:
         """Record every call of a function.
 
+        Before 5.5 an event has one probe (kernel/trace/trace_kprobe.c), on the first function.
+
         :param name: the events' name.
-        :param functions: the first of these that the kernel has.
+        :param functions: as many of these as the kernel has.
         :param argument: record the first argument, too.
         :param leaving: record the returns, not the calls.
         :param between: only from one event of the first of these names to one of the second.
@@ -92,17 +94,19 @@ class Tracer:
         if argument and register is None:
             raise Skipped("it is not known how this architecture passes arguments")
         fetch = f" argument={register}:x64" if argument else ""
+        defined = False
         for function in functions:
             with contextlib.suppress(OSError):
                 _define(f"{'r' if leaving else 'p'}:{GROUP}/{name} {function}{fetch}")
-                self.names.append(name)
-                if between is None:
-                    self.file(f"events/{GROUP}/{name}/enable", "1")
-                    return
-                for event, word in zip(between, ("enable_event", "disable_event"), strict=True):
-                    self.file(f"events/{GROUP}/{event}/trigger", f"{word}:{GROUP}:{name}")
-                return
-        raise Skipped(f"no probe on any of {', '.join(functions)}")
+                defined = True
+        if not defined:
+            raise Skipped(f"no probe on any of {', '.join(functions)}")
+        self.names.append(name)
+        if between is None:
+            self.file(f"events/{GROUP}/{name}/enable", "1")
+            return
+        for event, word in zip(between, ("enable_event", "disable_event"), strict=True):
+            self.file(f"events/{GROUP}/{event}/trigger", f"{word}:{GROUP}:{name}")
 
     def events(self) -> list[Event]:
         """What was recorded so far, in order."""
