@@ -11,8 +11,9 @@
  *		Allocate up to BLOCKS times 2^ORDER pages, and give all of them back. It ends early with
  *		the first call of out_of_memory() for the system, and where the allocator gives up.
  *		GFP is a name in masks[]. CONTEXT is "task" (the writer), "dying" (the writer, with
- *		SIGKILL pending: the write never returns to it), "thread" (one of the kernel's) or
- *		"worker" (one of a workqueue's).
+ *		SIGKILL pending: the write never returns to it), "shared" (the same, but its memory is in
+ *		use by somebody who lives on), "thread" (one of the kernel's) or "worker" (one of a
+ *		workqueue's).
  *	hold PAGES REPORT
  *		Keep that many pages and free them from within the next such call, as an OOM notifier
  *		does. With REPORT 0 it keeps that to itself, so that out_of_memory() goes on.
@@ -38,6 +39,7 @@
 #include <linux/mutex.h>
 #include <linux/notifier.h>
 #include <linux/oom.h>
+#include <linux/sched/mm.h>
 #include <linux/sched/signal.h>
 #include <linux/string.h>
 #include <linux/uaccess.h>
@@ -130,13 +132,15 @@ static bool drained(struct mm_struct *mm)
 #endif
 }
 
+static struct mm_struct *shared;	/* by a thread of ours; only ever compared */
+
 /*
- * task_will_free_mem(current) as far as a module can tell: processes that share their mm without
- * being threads of one another, and core dumps, are not looked at; the suite has neither.
+ * task_will_free_mem(current) as far as a module can tell: other processes that share their mm
+ * without being threads of one another, and core dumps, are not looked at; the suite has neither.
  */
 static bool current_will_free_mem(void)
 {
-	if (!current->mm || drained(current->mm))
+	if (!current->mm || current->mm == READ_ONCE(shared) || drained(current->mm))
 		return false;
 	if (current->signal->flags & SIGNAL_GROUP_EXIT)
 		return true;
@@ -258,6 +262,49 @@ static void have_workers(int cpu)
 	}
 }
 
+struct sharing {
+	struct mm_struct *mm;
+	struct completion begun;
+};
+
+static int share(void *data)
+{
+	struct sharing *sharing = data;
+
+	kthread_use_mm(sharing->mm);
+	complete(&sharing->begun);
+	set_current_state(TASK_INTERRUPTIBLE);
+	while (!kthread_should_stop()) {
+		schedule();
+		set_current_state(TASK_INTERRUPTIBLE);
+	}
+	__set_current_state(TASK_RUNNING);
+	kthread_unuse_mm(sharing->mm);
+	return 0;
+}
+
+/* To task_will_free_mem() a thread of the kernel's is one of those processes that do not die. */
+static int run_shared(struct loop *loop)
+{
+	struct sharing sharing = { .mm = get_task_mm(current) };
+	struct task_struct *thread;
+
+	init_completion(&sharing.begun);
+	thread = kthread_run(share, &sharing, "oomtest");
+	if (IS_ERR(thread)) {
+		mmput(sharing.mm);
+		return PTR_ERR(thread);
+	}
+	wait_for_completion(&sharing.begun);
+	WRITE_ONCE(shared, sharing.mm);
+	send_sig(SIGKILL, current, 1);
+	run(loop);
+	WRITE_ONCE(shared, NULL);
+	kthread_stop(thread);
+	mmput(sharing.mm);
+	return 0;
+}
+
 static int run_in(const char *context, struct loop *loop)
 {
 	struct task_struct *thread;
@@ -280,6 +327,8 @@ static int run_in(const char *context, struct loop *loop)
 		destroy_work_on_stack(&loop->work);
 		return 0;
 	}
+	if (!strcmp(context, "shared"))
+		return run_shared(loop);
 	if (!strcmp(context, "dying"))
 		send_sig(SIGKILL, current, 1);
 	else if (strcmp(context, "task"))

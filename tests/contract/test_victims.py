@@ -187,12 +187,17 @@ def sysrq_must_kill(root: Memcg) -> None:
 
 
 @pytest.mark.clause("K6")
-@pytest.mark.parametrize("faults", [populate, touch], ids=["in the kernel", "in user space"])
+@pytest.mark.parametrize(
+    ("faults", "below"),
+    [(populate, False), (touch, False), (populate, True)],
+    ids=["in the kernel", "in user space", "below the limit"],
+)
 def test_memcg_oom_kills(
-    root: Memcg, memcg: Make, listen: Listen, faults: Callable[[int], None]
+    root: Memcg, memcg: Make, listen: Listen, faults: Callable[[int], None], below: bool
 ) -> None:
     listen(root, "root")
-    hog = hog_at_limit(memcg(), body=lambda: faults(MUCH))
+    limited = memcg()
+    hog = hog_at_limit(limited, memcg(limited) if below else None, body=lambda: faults(MUCH))
     status = hog.ended()
     assert status == -9, f"beyond its memcg's limit nobody was killed, the hog's status is {status}"
 

@@ -263,6 +263,7 @@ def test_signal_precedes_the_kill(root: Memcg, listen: Listen) -> None:
     ("gfp", "context", "order"),
     [
         ("kernel", "task", 0),
+        ("kernel", "shared", 0),
         ("kernel", "thread", 0),
         ("kernel", "thread", 3),
         ("kernel", "worker", 1),
