@@ -200,5 +200,7 @@ def _decide(rows: Sequence[Row], heard: bool) -> tuple[str, str, tuple[str, ...]
         more = f"; and {len(wanting) - 3} more" if len(wanting) > 3 else ""
         return INCONCLUSIVE, detail + more, _ids(wanting)
     deviating = _ids(row for row in rows if row.state in {"deviates", "silent"})
-    why = f"deviates in {', '.join(deviating)}" if deviating else ""
+    partly = _ids(row for row in rows if row.state == "kept" and row.detail)
+    told = {"deviates in": deviating, "some tests without an answer:": partly}
+    why = "; ".join(f"{what} {', '.join(ids)}" for what, ids in told.items() if ids)
     return CONFORMS, why, deviating

@@ -54,7 +54,7 @@ def verdict(states: dict[str, str], contract: dict[str, Clause] = CONTRACT) -> J
         (GOOD, "conforms"),
         (GOOD | {"P3": ""}, "conforms"),  # not asked, and no core clause
         (GOOD | {"P3": "skipped"}, "conforms"),
-        (GOOD | {"P3": "passed inconclusive"}, "conforms"),
+        (GOOD | {"P3": "passed inconclusive"}, "conforms: some tests without an answer: P3"),
         (GOOD | {"P6": "failed"}, "conforms: deviates in P6"),
         (GOOD | {"P6": "silent"}, "conforms: deviates in P6"),
         (GOOD | {"P6": "inconclusive"}, "conforms"),
@@ -92,7 +92,11 @@ def verdict(states: dict[str, str], contract: dict[str, Clause] = CONTRACT) -> J
         (GOOD | {"P1": "lost"}, "inconclusive: P1: "),
         (GOOD | {"P1": "error"}, "inconclusive: P1: "),
         (GOOD | {"P3": "worker-died"}, "inconclusive: P3: "),
-        (GOOD | {"P1": "passed worker-died"}, "conforms"),
+        (GOOD | {"P1": "passed worker-died"}, "conforms: some tests without an answer: P1"),
+        (
+            GOOD | {"P6": "failed", "P3": "passed inconclusive"},
+            "conforms: deviates in P6; some tests without an answer: P3",
+        ),
         (GOOD | {"N2": "unproven"}, "inconclusive: N2: "),
         (GOOD | {"N2": ""}, "inconclusive: N2: none of its tests was run"),
         (GOOD | {"K1": "skipped"}, "inconclusive: K1: K1 skipped"),
