@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 from collections.abc import Callable
 from functools import partial
@@ -218,6 +219,16 @@ def test_registration_is_refused(root: Memcg, memcg: Make) -> None:
         got = refused(root, other, listener.fd, case)
         assert name(got) == name(wanted), f"{case}: {name(got)} instead of {name(wanted)}"
         assert listener.count() == 0, f"{case}: signalled at once"
+        listener.close()
+
+
+@pytest.mark.clause("I2")
+def test_arguments_do_not_matter(root: Memcg, memcg: Make) -> None:
+    need("registration of eventfds", root)
+    for home, arguments in itertools.product((root, memcg()), ("critical", "0")):
+        listener = Listener(f"with {arguments!r}")
+        trouble = listener.refused(home, arguments=arguments)
+        assert not trouble, f"{home}: refused {listener.name}: {name(trouble)}"
         listener.close()
 
 

@@ -61,6 +61,42 @@ def test_swap_that_is_full(root: Memcg, listen: Listen) -> None:
     fires(listener)
 
 
+def fill(size: int) -> None:
+    """Populate so much and keep it, little by little."""
+    for _ in range(size // CHUNK):
+        populate(CHUNK)
+
+
+def half() -> int:
+    """The memory that is free and half of the swap, in bytes.
+
+    The rest is for what swapping itself takes, and others' pages that go first.
+    """
+    return meminfo("MemFree") + meminfo("SwapFree") // 2
+
+
+@pytest.mark.clause("P10")
+def test_swapoff_that_finds_no_room(root: Memcg, listen: Listen) -> None:
+    """The kernel kills who runs swapoff before all others (oom_task_origin(), linux/oom.h)."""
+    listener = listen(root, "root (swapoff)")
+    filled, tell = os.pipe()
+    with swap():
+        size = half()
+
+        def body() -> None:
+            fill(size)
+            os.write(tell, b".")
+            libc.swapoff(DISK.encode())
+
+        system_oom(allocator=root, body=body)
+    os.close(tell)
+    before = not os.read(filled, 1)
+    os.close(filled)
+    if before:
+        raise Inconclusive("the system was out of memory before swapoff")
+    fires(listener)
+
+
 @pytest.mark.clause("N7")
 def test_swapping_is_no_oom(root: Memcg, listen: Listen) -> None:
     if vmstat("pswpout") is None:
@@ -69,14 +105,8 @@ def test_swapping_is_no_oom(root: Memcg, listen: Listen) -> None:
     kmsg = Kmsg()
     with swap():
         before = vmstat("pswpout")
-        # Half of it: the rest is for what swapping itself takes, and others' pages that go first.
-        size = meminfo("MemFree") + meminfo("SwapFree") // 2
-
-        def body() -> None:
-            for _ in range(size // CHUNK):
-                populate(CHUNK)
-
-        status = Child(body, root).wait()
+        size = half()
+        status = Child(lambda: fill(size), root).wait()
     swapped, killed = (vmstat("pswpout") or 0) - (before or 0), kills(kmsg.read())
     if status != 0 or killed or not swapped:
         raise Inconclusive(f"not just swapping: status {status}, {killed}, {swapped} pages swapped")

@@ -128,6 +128,18 @@ def test_the_others_are_signalled_after_one_has_left(
     assert len(set(counts)) == 1, f"unequal counts: {counts}"
 
 
+@pytest.mark.clause("P3")
+def test_the_others_are_signalled_after_one_registered_thrice_has_left(
+    root: Memcg, listen: Listen
+) -> None:
+    before, thrice = listen(root, "before"), Listener("thrice").on(root).on(root).on(root)
+    after = listen(root, "after")
+    thrice.close()
+    system_oom(allocator=root)
+    counts = settled(root, [before, after], fires(before, after))
+    assert len(set(counts)) == 1, f"unequal counts: {counts}"
+
+
 @pytest.mark.clause("P4")
 def test_every_system_oom_signals(root: Memcg, memcg: Make, listen: Listen) -> None:
     listener, home = listen(root, "root"), memcg()
