@@ -128,7 +128,8 @@ def test_the_highest_score_dies_and_nobody_else(
                 stuck(home, 8 * MIB)
                 proof = system_oom(allocator=root, victim=bait)
             else:
-                proof = system_oom(root if cause == "system OOM" else memcg(), victim=home)
+                bait = Bait(home, 16 * MIB)  # there is no room for more beside the bystanders
+                proof = system_oom(root if cause == "system OOM" else memcg(), victim=bait)
         except Inconclusive:
             wrong = [one.pid for one in others if not one.alive()]
             assert not wrong, f"{cause}: somebody was killed, and not who has the highest score"
