@@ -93,13 +93,18 @@ def test_allocator_in_a_container(root: Memcg, memcg: Make, listen: Listen, flag
     fires(listener)
 
 
+def all_alike(root: Memcg, listeners: list[Listener]) -> None:
+    """A system OOM signals each of these, and one as often as the other."""
+    system_oom(allocator=root)
+    counts = settled(root, listeners, fires(*listeners))
+    assert len(set(counts)) == 1, f"unequal counts: {counts}"
+
+
 @pytest.mark.clause("P3")
 @pytest.mark.parametrize("count", [2, 40])
 def test_every_listener_is_signalled_alike(root: Memcg, listen: Listen, count: int) -> None:
     listeners = [listen(root, f"root #{n}") for n in range(count)]
-    system_oom(allocator=root)
-    counts = settled(root, listeners, fires(*listeners))
-    assert len(set(counts)) == 1, f"unequal counts: {counts}"
+    all_alike(root, listeners)
 
 
 @pytest.mark.clause("P3")
@@ -123,9 +128,7 @@ def test_the_others_are_signalled_after_one_has_left(
     listeners = [listen(root, f"root #{n}") for n in range(3)]
     listeners.pop(gone).close()
     listeners.append(listen(root, "newcomer"))
-    system_oom(allocator=root)
-    counts = settled(root, listeners, fires(*listeners))
-    assert len(set(counts)) == 1, f"unequal counts: {counts}"
+    all_alike(root, listeners)
 
 
 @pytest.mark.clause("P3")
@@ -135,9 +138,7 @@ def test_the_others_are_signalled_after_one_registered_thrice_has_left(
     before, thrice = listen(root, "before"), Listener("thrice").on(root).on(root).on(root)
     after = listen(root, "after")
     thrice.close()
-    system_oom(allocator=root)
-    counts = settled(root, [before, after], fires(before, after))
-    assert len(set(counts)) == 1, f"unequal counts: {counts}"
+    all_alike(root, [before, after])
 
 
 @pytest.mark.clause("P4")
