@@ -31,6 +31,8 @@ ROOM_WAIT = 2.0
 GLANCE = 0.4  # between two looks at a process, should a child of its own keep the pipe open
 LOOKS = 8  # at a process, each of which finds it asleep
 
+PTRACE_SEIZE, PTRACE_O_TRACEEXIT = 0x4206, 1 << 6
+
 _held: list[object] = []  # what a hog keeps allocated until it dies
 
 
@@ -273,3 +275,38 @@ class Bait(Child):
             os.close(ready)
             if tell >= 0:
                 os.close(tell)
+
+
+@contextmanager
+def lingering(memcg: Memcg) -> Iterator[int]:
+    """Somebody to be killed first, who does not go before the context ends; yields his pid.
+
+    Who is traced stops on his way out, as a victim already, with all that he has (do_exit() in
+    kernel/exit.c; PTRACE_SEIZE since 3.4), until there is nobody to trace him.
+
+    :param memcg: where he lives.
+    :raises Inconclusive: if nobody can be traced.
+    """
+    known, tell = os.pipe()
+
+    def trace() -> None:
+        bait = Bait(memcg, MIB)
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.ptrace(PTRACE_SEIZE, bait.pid, None, ctypes.c_void_p(PTRACE_O_TRACEEXIT)):
+            bait.kill()
+            raise OSError(ctypes.get_errno(), "ptrace")
+        os.write(tell, str(bait.pid).encode())
+        sleep_forever()
+
+    try:
+        tracer = Child(trace, score=SPARED)
+    finally:
+        os.close(tell)
+    try:
+        pid = os.read(known, 16)
+        if not pid:
+            raise Inconclusive("a victim that does not go: it cannot be traced")
+        yield int(pid)
+    finally:
+        tracer.kill()
+        os.close(known)

@@ -85,6 +85,8 @@ DIFFERENCES = {
     "a sysrq-f that no OOM notifier keeps from killing": Difference(
         "since 6.1 at the latest", lambda root: release() >= (6, 1)
     ),
+    # Before, nobody else is killed as long as a victim has not gone (mm/oom_kill.c).
+    "an OOM reaper": Difference("since 4.6", lambda root: release() >= (4, 6)),
     "MGLRU": Difference(
         "since 6.1, CONFIG_LRU_GEN", lambda root: os.path.exists(f"{LRU_GEN}/min_ttl_ms")
     ),

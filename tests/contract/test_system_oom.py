@@ -10,12 +10,13 @@ import pytest
 from helpers import kinds
 from helpers.bursts import one_by_one
 from helpers.evidence import Inconclusive, Kmsg, kills
-from helpers.hogs import SPARED, Bait, exhaust
+from helpers.hogs import SPARED, VICTIM, Bait, exhaust, lingering
 from helpers.judge import fires, settled
 from helpers.listeners import Listener
 from helpers.memcgs import MIB, Memcg
 from helpers.preflight import sysctl
 from helpers.triggers import system_oom
+from helpers.versions import need
 from helpers.whitebox import Whitebox
 
 pytestmark = pytest.mark.system_oom
@@ -170,6 +171,19 @@ def test_one_allocator_again_and_again(
     record("system OOM kills in a burst", proof.system_kills)
     # Of some, if they are quick enough, the kernel's rate-limited lines say nothing.
     record("of which the log tells all", sum(INVOKED in line for line in proof.lines))
+    (count,) = settled(root, [listener], fires(listener))
+    assert count >= proof.system_kills, f"{count} signals for {proof.system_kills} kills"
+
+
+@pytest.mark.clause("P4")
+def test_while_an_earlier_victim_has_not_gone(root: Memcg, listen: Listen) -> None:
+    """It is waited for in vain; then the next one is killed (MMF_OOM_SKIP, mm/oom_kill.c)."""
+    need("an OOM reaper", root)
+    listener = listen(root, "root")
+    with lingering(root) as first:
+        proof = system_oom(allocator=root, score=VICTIM // 4)
+    if proof.kills[0].pid != first or proof.system_kills < 2:
+        raise Inconclusive(f"nobody was killed while process {first} was dying: {proof.kills}")
     (count,) = settled(root, [listener], fires(listener))
     assert count >= proof.system_kills, f"{count} signals for {proof.system_kills} kills"
 
