@@ -21,7 +21,7 @@ from helpers.waiters import refusal
 
 Make = Callable[..., Memcg]
 Listen = Callable[..., Listener]
-MANY = 60
+MANY, FEW = 60, 8
 
 
 def name(number: int) -> str:
@@ -102,17 +102,27 @@ def identity(eventfd: int) -> int:
     return int(found[0])
 
 
-@pytest.mark.clause("I2")
-def test_what_was_registered_is_let_go(root: Memcg) -> None:
+def kept(root: Memcg, passing: Callable[[], None]) -> int:
+    """How many eventfds the kernel keeps of those that come and go meanwhile."""
+    over(root)  # it lets go of them in work items
     before = Listener("before")
-    for _ in range(MANY):
-        Listener("passing").on(root).close()
-    over(root)  # the kernel lets go of them in work items
+    passing()
+    over(root)
     after = Listener("after")
-    kept = identity(after.fd) - identity(before.fd)
+    left = identity(after.fd) - identity(before.fd)
     before.close()
     after.close()
-    assert kept < MANY // 2, f"of {MANY} eventfds registered on root and closed, {kept} are kept"
+    return left
+
+
+@pytest.mark.clause("I2")
+def test_what_was_registered_is_let_go(root: Memcg) -> None:
+    def passing() -> None:
+        for _ in range(MANY):
+            Listener("passing").on(root).close()
+
+    left = kept(root, passing)
+    assert left < MANY // 2, f"of {MANY} eventfds registered on root and closed, {left} are kept"
 
 
 @pytest.mark.clause("I2")
@@ -220,6 +230,20 @@ def test_registration_is_refused(root: Memcg, memcg: Make) -> None:
         assert name(got) == name(wanted), f"{case}: {name(got)} instead of {name(wanted)}"
         assert listener.count() == 0, f"{case}: signalled at once"
         listener.close()
+
+
+@pytest.mark.clause("I2")
+def test_what_was_refused_is_let_go(root: Memcg, memcg: Make) -> None:
+    other = memcg()
+
+    def passing() -> None:
+        for case in [*REFUSALS] * FEW:
+            listener = Listener(case)
+            refused(root, other, listener.fd, case)
+            listener.close()
+
+    left = kept(root, passing)
+    assert left < FEW, f"of each refusal's {FEW} eventfds, {left} in all are kept"
 
 
 @pytest.mark.clause("I2")

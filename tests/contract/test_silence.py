@@ -20,6 +20,7 @@ from helpers.triggers import (
     MUCH,
     hog_at_limit,
     memcg_oom,
+    remove,
     sysrq_kill,
     sysrq_nobody,
     system_oom,
@@ -318,6 +319,24 @@ def test_closed_eventfd_gets_nothing(root: Memcg, memcg: Make, listen: Listen, b
         alive_on_root(*unregistered)
     for one in unregistered:
         one.close()
+
+
+@pytest.mark.clause("N8")
+def test_eventfd_of_a_memcg_that_was_removed_gets_nothing(
+    root: Memcg, memcg: Make, listen: Listen
+) -> None:
+    home = memcg()
+    gone, witness = listen(home, "on a memcg that was removed"), listen(root, "witness")
+    remove(home)
+    if not gone.wait(PATIENCE):
+        raise Unproven("removing a memcg did not signal its listener")
+    over(root)
+    gone.count()
+    system_oom(allocator=root)
+    witnessed(witness)
+    stays_silent(root, gone, after=SYSTEM_OOM)
+    gone.on(root)
+    alive_on_root(gone)
 
 
 @pytest.mark.clause("N8")
