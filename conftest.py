@@ -219,8 +219,8 @@ def whitebox() -> Iterator[Whitebox]:
 
 @pytest.fixture
 def slowly() -> Iterator[bool]:
-    """Have a system OOM take its time from one listener to the next, where the module can do that:
-    what others can do meanwhile is no longer a matter of luck. False where it cannot.
+    """Have a system OOM take its time from one listener to the next, and before the kill, where the
+    module can do that: what others can do meanwhile is no matter of luck. False where it cannot.
     """
     try:
         loaded = Whitebox()

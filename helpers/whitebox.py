@@ -152,10 +152,10 @@ class Whitebox:
         put(DEVICE, f"hold {size // os.sysconf('SC_PAGE_SIZE')} {int(report)}")
 
     def slow(self, microseconds: int, *, everybody: bool = False) -> None:
-        """Delay every eventfd's signal that comes from within out_of_memory().
+        """Delay every eventfd's signal that comes from within out_of_memory(), and the kill.
 
         :param microseconds: by how much; 0 not at all.
-        :param everybody: whether to delay all the others as well.
+        :param everybody: whether to delay all other signals of eventfds as well.
         """
         put(DEVICE, f"slow {microseconds} {int(everybody)}")
 

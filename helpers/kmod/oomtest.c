@@ -18,10 +18,11 @@
  *		Keep that many pages and free them from within the next such call, as an OOM notifier
  *		does. With REPORT 0 it keeps that to itself, so that out_of_memory() goes on.
  *	slow MICROSECONDS EVERYBODY
- *		Delay each eventfd's signal that comes from within such a call, as an interrupt might:
- *		what walks a list of listeners without holding on to it then meets those who leave.
- *		With EVERYBODY 1 delay all other signals, too. "met" counts the calls that begin while
- *		somebody else's signal is delayed.
+ *		Delay each eventfd's signal that comes from within such a call, and the kill, as an
+ *		interrupt might: what walks a list of listeners without holding on to it then meets those
+ *		who leave, and who has been told can do something while the OOM goes on. With EVERYBODY 1
+ *		delay all other eventfds' signals, too. "met" counts the calls that begin while somebody
+ *		else's signal is delayed.
  *
  * read(2) gives the counters, one "NAME VALUE" a line.
  */
@@ -122,6 +123,20 @@ static struct kprobe signal_entry = {
 #endif
 	.pre_handler = on_signal,
 };
+
+static int on_kill(struct kprobe *probe, struct pt_regs *regs)
+{
+	if (READ_ONCE(delay) && READ_ONCE(entered_by) == current)
+		udelay(READ_ONCE(delay));
+	return 0;
+}
+
+static struct kprobe kill_entry = {
+	.symbol_name = "do_send_sig_info",
+	.pre_handler = on_kill,
+};
+
+static struct kprobe *probes[] = { &entry, &signal_entry, &kill_entry };
 
 static bool drained(struct mm_struct *mm)
 {
@@ -428,13 +443,10 @@ static struct miscdevice device = {
 
 static int __init begin(void)
 {
-	int trouble = register_kprobe(&entry);
+	int trouble = register_kprobes(probes, ARRAY_SIZE(probes));
 
 	if (trouble)
 		return trouble;
-	trouble = register_kprobe(&signal_entry);
-	if (trouble)
-		goto no_signal;
 	trouble = register_oom_notifier(&notifier);
 	if (trouble)
 		goto no_notifier;
@@ -443,9 +455,7 @@ static int __init begin(void)
 		return 0;
 	unregister_oom_notifier(&notifier);
 no_notifier:
-	unregister_kprobe(&signal_entry);
-no_signal:
-	unregister_kprobe(&entry);
+	unregister_kprobes(probes, ARRAY_SIZE(probes));
 	return trouble;
 }
 
@@ -453,8 +463,7 @@ static void __exit end(void)
 {
 	misc_deregister(&device);
 	unregister_oom_notifier(&notifier);
-	unregister_kprobe(&signal_entry);
-	unregister_kprobe(&entry);
+	unregister_kprobes(probes, ARRAY_SIZE(probes));
 	give_back(held, 0);
 }
 

@@ -99,7 +99,7 @@ def test_root_takes_a_listener_during_a_system_oom(
 
 @pytest.mark.clause("N9")
 def test_registering_on_root_during_a_system_oom_does_not_signal(
-    root: Memcg, listen: Callable[..., Listener]
+    root: Memcg, listen: Callable[..., Listener], slowly: bool
 ) -> None:
     """Who registers once all have been told comes too late to be told of that OOM."""
     herald, witness = listen(root, "herald"), listen(root, "witness")
