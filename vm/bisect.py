@@ -24,10 +24,9 @@ from rich.table import Table
 from vm import cache, git, verdict
 from vm.errors import INCONCLUSIVE, UserError
 from vm.examine import BAD, BROKEN, GOOD, ROOT, UNTESTABLE, Question, Step, examine
-from vm.run import say
+from vm.run import columns, say
 
 WORDS = {GOOD: "good", BAD: "bad", UNTESTABLE: "not testable"}
-WIDTH = 160  # columns of the report where there is no terminal
 
 
 @dataclass(frozen=True)
@@ -258,8 +257,7 @@ def _run(tree: Path, question: Question) -> None:
 
 def _report(tree: Path, log: Log, found: str | None, left: list[str]) -> str:
     steps = log.steps()
-    width = shutil.get_terminal_size((WIDTH, 0)).columns
-    console = Console(file=io.StringIO(), width=width, highlight=False, markup=False)
+    console = Console(file=io.StringIO(), width=columns(), highlight=False, markup=False)
     table = Table("commit", "is", "verdict", "s", "subject", "why", box=None, pad_edge=False)
     for step in steps.values():
         said = f"{step.word} {', '.join(step.clauses)}".rstrip()

@@ -20,6 +20,7 @@ from rich.text import Text
 
 from vm import cache
 from vm.report import html
+from vm.run import columns
 from vm.verdict import (
     AGAINST,
     INCONCLUSIVE,
@@ -164,8 +165,10 @@ class Results:
         for kernel in self.judgements:
             how = ", ".join(self.facts[kernel].values())
             terminalreporter.write_line(f"{kernel}: {how}" if how else kernel)
-        width = terminalreporter._tw.fullwidth
-        shown = one(self.judgements) if len(self.judgements) == 1 else several(self.judgements)
+        if len(self.judgements) == 1:
+            shown, width = one(self.judgements), terminalreporter._tw.fullwidth
+        else:
+            shown, width = several(self.judgements), columns()
         terminalreporter.write(render(shown, width, terminalreporter.hasmarkup))
         left_out = ", ".join(sorted(_unasked(self.judgements), key=list(self.contract).index))
         if left_out:

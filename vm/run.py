@@ -15,8 +15,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 KEEP = 60  # last lines kept for the error
+WIDTH = 160  # columns where there is no terminal
 # Goes before a command that must not outlive the thread that starts it.
 END_WITH_US = ("setpriv", "--pdeathsig", "TERM")
+
+
+def columns() -> int:
+    """How wide a table may be."""
+    return shutil.get_terminal_size((WIDTH, 0)).columns
 
 
 def say(line: str) -> None:

@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 
-from vm.results import Results, reason, severity
+from vm.results import Results, reason, render, several, severity
+from vm.run import WIDTH
 from vm.verdict import clauses
 
 KERNEL = "6.1/test"
+SERIES = ("5.10", "6.1", "6.12", "7.3")
 CLAUSES = ("P1", "P2", "N1", "N2", "N3", "K1", "I1")  # a verdict needs these
 
 
@@ -172,6 +174,16 @@ def test_two_kernels_are_told_apart(results: Results) -> None:
     results.pytest_sessionfinish()
     lines = {kernel: judgement.verdict for kernel, judgement in results.judgements.items()}
     assert lines == {KERNEL: "conforms", "other": "violates"}
+
+
+def test_eight_kernels_side_by_side_keep_their_words(results: Results) -> None:
+    names = [f"{series}/{flavour}" for series in SERIES for flavour in ("stock", "reference")]
+    for kernel in names:
+        results.describe(kernel)
+        results.pytest_runtest_logreport(report("call", "passed", kernel=kernel))
+    results.pytest_sessionfinish()
+    lines = render(several({name: results.judgements[name] for name in names}), WIDTH, False)
+    assert all(name in lines for name in names)
 
 
 def test_a_page_that_stands_alone(tmp_path: Path) -> None:
