@@ -194,8 +194,12 @@ def touch(size: int) -> None:
     ctypes.memset(start, 1, size)
 
 
-def _wait_for(size: int) -> None:
-    """Wait for memory that victims and hogs still have: it may take longer to go than they do."""
+def wait_for_room(size: int) -> None:
+    """Wait for memory that victims and hogs still have: it may take longer to go than they do.
+
+    :param size: in bytes; what a child needs besides comes on top of it.
+    """
+    size += ROOM
     deadline = time.monotonic() + ROOM_WAIT
     while available() < size and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -255,7 +259,7 @@ class Bait(Child):
         size: int = 24 * MIB,
         idle: Callable[[], None] = sleep_forever,
     ) -> None:
-        _wait_for(size + ROOM)
+        wait_for_room(size)
         self.tether, held = os.pipe()
         ready, tell = os.pipe()
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 import select
 import threading
@@ -11,7 +12,7 @@ import time
 from collections.abc import Callable
 
 from helpers.evidence import Inconclusive
-from helpers.hogs import SPARED, Child, state
+from helpers.hogs import SPARED, Child, state, wait_for_room
 from helpers.listeners import Listener
 
 READY = 10.0  # seconds until a waiter must be asleep
@@ -19,7 +20,12 @@ MCL_CURRENT = 1
 
 
 def stay_resident() -> None:
-    """Keep in memory what this process has by now: what it does next must not want any."""
+    """Keep in memory what this process has by now: what it does next must not want any.
+
+    That makes copies of all that it shares with who has forked it.
+    """
+    with open("/proc/self/statm", encoding="ascii") as file:
+        wait_for_room(int(file.read().split()[1]) * mmap.PAGESIZE)
     ctypes.CDLL(None).mlockall(MCL_CURRENT)
 
 
