@@ -102,7 +102,7 @@ def identity(eventfd: int) -> int:
     return int(found[0])
 
 
-def kept(root: Memcg, passing: Callable[[], None]) -> int:
+def eventfds_kept(root: Memcg, passing: Callable[[], None]) -> int:
     """How many eventfds the kernel keeps of those that come and go meanwhile."""
     over(root)  # it lets go of them in work items
     before = Listener("before")
@@ -121,7 +121,7 @@ def test_what_was_registered_is_let_go(root: Memcg) -> None:
         for _ in range(MANY):
             Listener("passing").on(root).close()
 
-    left = kept(root, passing)
+    left = eventfds_kept(root, passing)
     assert left < MANY // 2, f"of {MANY} eventfds registered on root and closed, {left} are kept"
 
 
@@ -242,7 +242,7 @@ def test_what_was_refused_is_let_go(root: Memcg, memcg: Make) -> None:
             refused(root, other, listener.fd, case)
             listener.close()
 
-    left = kept(root, passing)
+    left = eventfds_kept(root, passing)
     assert left < FEW, f"of each refusal's {FEW} eventfds, {left} in all are kept"
 
 
