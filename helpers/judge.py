@@ -115,6 +115,19 @@ def settled(root: Memcg, listeners: Sequence[Listener], counts: Sequence[int]) -
     return [count + one.count() for one, count in zip(listeners, counts, strict=True)]
 
 
+def signalled_for_each(root: Memcg, listener: Listener, killed: int) -> int:
+    """A listener on root was signalled for each victim of the system OOMs just proven, or more.
+
+    :param killed: how many there were.
+    :returns: how often it was.
+    :raises Silent: if it was not at all.
+    :raises AssertionError: if it was not as often.
+    """
+    (count,) = settled(root, [listener], fires(listener))
+    assert count >= killed, f"{count} signals for {killed} system OOM kills"
+    return count
+
+
 def stays_silent(root: Memcg, *listeners: Listener, after: str, memcg_ooms: bool = False) -> None:
     """None of these is signalled by what was just proven to have happened.
 
