@@ -10,6 +10,8 @@ from typing import Any
 
 from cgroupspy.nodes import Node
 
+from helpers.evidence import Inconclusive
+
 MIB = 1 << 20
 
 
@@ -133,8 +135,13 @@ class Memcg:
         )
 
     def disable_killer(self) -> None:
-        """Have tasks at the limit wait instead of being killed."""
-        put(self.file("memory.oom_control"), "1")
+        """Have tasks at the limit wait instead of being killed.
+
+        :raises Inconclusive: if the kernel refuses, which is a clause of its own.
+        """
+        trouble = write(self.file("memory.oom_control"), "1")
+        if trouble:
+            raise Inconclusive(f"{self}: its killer cannot be disabled: {os.strerror(trouble)}")
 
     def enable_killer(self) -> None:
         """Undo :meth:`disable_killer`."""

@@ -61,6 +61,29 @@ def _text(path: str) -> str:
 
 
 @contextlib.contextmanager
+def mounted() -> Iterator[str]:
+    """A mount of the v1 memory controller, maybe one of several.
+
+    :raises OSError: if it cannot be mounted; EBUSY if something is still in use at the end, in
+        which case it is detached.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    with tempfile.TemporaryDirectory(prefix="oomtest-") as directory:
+        os.chmod(directory, 0o755)  # noqa: S103  the modes of what is mounted decide
+        target = f"{directory}/memory"
+        os.mkdir(target)
+        if libc.mount(b"cgroup", target.encode(), b"cgroup", 0, b"memory"):
+            raise OSError(ctypes.get_errno(), "mounting memcg v1")
+        try:
+            yield target
+        finally:
+            if libc.umount(target.encode()):
+                trouble = ctypes.get_errno()
+                libc.umount2(target.encode(), 2)  # MNT_DETACH
+                raise OSError(trouble, os.strerror(trouble), target)
+
+
+@contextlib.contextmanager
 def memory_controller() -> Iterator[str]:
     """The v1 memory controller's directory, mounted for the duration if it is not mounted.
 
@@ -72,19 +95,13 @@ def memory_controller() -> Iterator[str]:
     if found:
         yield found
         return
-    libc = ctypes.CDLL(None, use_errno=True)
-    with tempfile.TemporaryDirectory(prefix="oomtest-") as directory:
-        os.chmod(directory, 0o755)  # noqa: S103  the modes of what is mounted decide
-        target = f"{directory}/memory"
-        os.mkdir(target)
-        if libc.mount(b"cgroup", target.encode(), b"cgroup", 0, b"memory"):
-            trouble = ctypes.get_errno()
-            os.rmdir(target)
-            raise Unfit(_missing(_text("/proc/cgroups"), _text("/proc/cmdline"), trouble))
+    with contextlib.ExitStack() as stack:
         try:
-            yield target
-        finally:
-            libc.umount(target.encode())
+            target = stack.enter_context(mounted())
+        except OSError as error:
+            missing = _missing(_text("/proc/cgroups"), _text("/proc/cmdline"), error.errno or 0)
+            raise Unfit(missing) from None
+        yield target
 
 
 @contextlib.contextmanager

@@ -271,15 +271,17 @@ def spare_all() -> dict[str, str]:
     return before
 
 
-def blocked_hog(memcg: Memcg, limit: int = SMALL) -> Child:
+def blocked_hog(memcg: Memcg, limit: int = SMALL, within: Memcg | None = None) -> Child:
     """Have a child wait at the limit of a memcg whose killer is disabled.
 
     :param memcg: gets the limit; its killer is disabled.
+    :param limit: in bytes.
+    :param within: where the child lives, ``memcg`` or below.
     :returns: the child, not to be chosen by other OOMs. It has signalled all whom it signals.
     :raises Inconclusive: if the memcg does not get under OOM.
     """
     memcg.disable_killer()
-    hog = hog_at_limit(memcg, limit=limit, score=hogs.SPARED)
+    hog = hog_at_limit(memcg, within, limit, score=hogs.SPARED)
     deadline = time.monotonic() + 30
     while not (memcg.oom_control().under_oom and hog.asleep()):
         if time.monotonic() > deadline or not hog.alive():

@@ -60,6 +60,12 @@ def _registers(root: Memcg) -> bool:
         remove(scratch)
 
 
+def _quarantine() -> bool:
+    """Whether what is freed is kept from use for a while (mm/kasan/quarantine.c)."""
+    with open("/proc/kallsyms", encoding="ascii") as file:
+        return any(line.endswith(" kasan_quarantine_put\n") for line in file)
+
+
 @dataclass(frozen=True)
 class Difference:
     """Something that not every kernel has.
@@ -87,6 +93,9 @@ DIFFERENCES = {
     ),
     # Before, nobody else is killed as long as a victim has not gone (mm/oom_kill.c).
     "an OOM reaper": Difference("since 4.6", lambda root: release() >= (4, 6)),
+    "an allocator that has back at once what is freed": Difference(
+        "all but KASAN's", lambda root: not _quarantine()
+    ),
     "MGLRU": Difference(
         "since 6.1, CONFIG_LRU_GEN", lambda root: os.path.exists(f"{LRU_GEN}/min_ttl_ms")
     ),

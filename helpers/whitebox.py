@@ -120,7 +120,8 @@ class Whitebox:
         """Allocate in the kernel and give it all back, up to the first system OOM or a refusal.
 
         :param gfp: ``kernel``, ``nofs``, ``nofs_account`` (charged to the caller's memcg),
-            ``nofail``, ``noio``, ``dma32``, ``noretry`` or ``retry_mayfail``.
+            ``nofail``, ``nofs_nofail``, ``noio``, ``dma32``, ``noretry``, ``retry_mayfail`` or
+            ``thisnode``.
         :param order: of each block; it has ``2 ** order`` pages.
         :param blocks: how many at most.
         :param context: who allocates: ``task``, the caller; ``dying``, the caller, who has been

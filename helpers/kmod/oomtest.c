@@ -220,6 +220,8 @@ static const struct {
 	{ "noio", GFP_NOIO },
 	{ "nofs_account", GFP_NOFS | __GFP_ACCOUNT },
 	{ "nofail", GFP_KERNEL | __GFP_NOFAIL },
+	{ "nofs_nofail", GFP_NOFS | __GFP_NOFAIL },
+	{ "thisnode", GFP_KERNEL | __GFP_THISNODE },
 	{ "dma32", GFP_KERNEL | __GFP_DMA32 },
 	{ "noretry", GFP_KERNEL | __GFP_NORETRY },
 	{ "retry_mayfail", GFP_KERNEL | __GFP_RETRY_MAYFAIL },

@@ -38,6 +38,7 @@ Listen = Callable[..., Listener]
 PASSING = 60
 GONE = 4
 REFUSALS = 3
+THRESHOLD = "memory.usage_in_bytes"  # takes a number
 KEPT = 1  # of those, by what else may hold on to one for a while
 OOMS = 4
 # To close all costs the square of their product, to ask with an OOM each round some 0.2 s.
@@ -57,18 +58,20 @@ def refused_registrations(root: Memcg) -> None:
             raise Inconclusive(f"registering {text!r} on root is not refused")
 
 
-def refused_on(here: Memcg, there: Memcg) -> None:
-    """Registrations on a memcg by another one's file, which the kernel does not take.
+def refused_on(
+    here: Memcg, there: Memcg, file: str = "memory.oom_control", arguments: str = ""
+) -> None:
+    """Registrations on a memcg that the kernel does not take, such as by another one's file.
 
     More than one, as one reference too few does not show.
     """
     for _ in range(REFUSALS):
         listener = Listener("refused")
-        with open(there.file("memory.oom_control"), encoding="ascii") as control:
-            trouble = register(here, listener.fd, control.fileno())
+        with open(there.file(file), encoding="ascii") as control:
+            trouble = register(here, listener.fd, control.fileno(), arguments)
         listener.close()
         if not trouble:
-            raise Inconclusive("registering another memcg's file is not refused")
+            raise Inconclusive(f"registering {there}'s {file} on {here} is not refused")
 
 
 def sysrq_twice(root: Memcg) -> None:
@@ -237,6 +240,8 @@ def test_removed_memcgs_are_let_go(root: Memcg, memcg: Make, listen: Listen) -> 
     assert left <= KEPT, f"{left} of {GONE} memcgs are kept whose files root has refused"
     left = kept(memcg, lambda home: refused_on(home, root), heard=False)
     assert left <= KEPT, f"{left} of {GONE} memcgs are kept that have refused root's file"
+    left = kept(memcg, lambda home: refused_on(home, home, THRESHOLD, "x"), heard=False)
+    assert left <= KEPT, f"{left} of {GONE} memcgs are kept that have refused a threshold"
     # Two seconds: as long as the OOM reaper holds on to a victim (mm/oom_kill.c, 5.18).
     left = kept(memcg, lambda home: system_oom(allocator=home))
     if left > KEPT and kept(memcg, end_a_bait) > KEPT:
@@ -250,14 +255,33 @@ def test_eventfd_on_root_and_on_a_memcg_that_is_removed(
     root: Memcg, memcg: Make, listen: Listen
 ) -> None:
     child = memcg()
-    both, witness = Listener("on root and below").on(child).on(root), listen(root, "witness")
+    both = [
+        Listener("on root before").on(root).on(child),
+        Listener("on root afterwards").on(child).on(root),
+    ]
+    listeners = [*both, listen(root, "witness")]
     remove(child)
-    if not both.wait(PATIENCE):
-        raise Inconclusive("removing a memcg did not signal its listener")
+    if not all(one.wait(PATIENCE) for one in both):
+        raise Inconclusive("removing a memcg did not signal its listeners")
     system_oom(allocator=root)
-    counts = settled(root, [both, witness], fires(both, witness))
-    both.close()
+    counts = settled(root, listeners, fires(*listeners))
+    for one in both:
+        one.close()
     assert len(set(counts)) == 1, f"unequal counts: {counts}"
+
+
+@pytest.mark.clause("K1")
+def test_memcg_oom_signals_an_eventfd_that_is_elsewhere_as_well(root: Memcg, memcg: Make) -> None:
+    child, other = memcg(), memcg()
+    listeners = [
+        Listener(f"{where}, {when}").on(first).on(then)
+        for where, elsewhere in (("on root", root), ("on another", other))
+        for when, first, then in (("before", elsewhere, child), ("afterwards", child, elsewhere))
+    ]
+    memcg_oom(child)
+    signalled(*listeners, by="a memcg OOM")
+    for one in listeners:
+        one.close()
 
 
 @pytest.mark.clause("K2")

@@ -11,7 +11,7 @@ from functools import partial
 
 import pytest
 
-from helpers.bursts import burst
+from helpers.bursts import burst, one_by_one
 from helpers.evidence import Inconclusive, Silent, available
 from helpers.hogs import SPARED, apart, exhaust, populate, touch
 from helpers.judge import (
@@ -23,7 +23,7 @@ from helpers.judge import (
     signalled_for_each,
     witnessed,
 )
-from helpers.listeners import Listener
+from helpers.listeners import Listener, register_often
 from helpers.memcgs import Memcg
 from helpers.storm import Storm
 from helpers.triggers import MUCH, SMALL, hog_at_limit, system_oom
@@ -34,7 +34,7 @@ from helpers.whitebox import Whitebox
 pytestmark = pytest.mark.system_oom
 
 STEPS = 60
-CROWD = 100
+CROWD, MANY = 100, 10
 SLOWLY = 10_000  # microseconds
 TRIES = 4
 FOLLOWERS = 20
@@ -47,6 +47,22 @@ def test_a_signal_for_each_kill_of_a_burst(
     home = memcg()
     listener = listen(root, "root")
     proof = burst([root, home] * 3)
+    signalled_for_each(root, listener, proof.system_kills)
+
+
+@pytest.mark.clause("P4")
+def test_ooms_that_happen_while_listeners_are_told_of_one(
+    root: Memcg, listen: Callable[..., Listener], whitebox: Whitebox
+) -> None:
+    """Whoever puts the telling off must owe it for each."""
+    listener, crowd = listen(root, "root"), Listener("crowd")
+    register_often(root, [crowd.fd], CROWD)
+    whitebox.slow(SLOWLY // 5, everybody=True)
+    try:
+        proof = one_by_one([root] * MANY)
+    finally:
+        whitebox.slow(0)
+        crowd.close()
     signalled_for_each(root, listener, proof.system_kills)
 
 

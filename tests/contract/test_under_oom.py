@@ -8,6 +8,7 @@ Who waits marks the tree below as under OOM, keeps its oom_lock, and undoes both
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -26,13 +27,15 @@ ROOM = 8 * MIB  # a limit that children can be started within
 
 
 @pytest.mark.clause("K1")
+@pytest.mark.parametrize("below", [False, True], ids=["at its limit", "below"])
 def test_hog_that_waits_signals_that_memcg_and_its_descendants(
-    root: Memcg, memcg: Make, listen: Listen
+    root: Memcg, memcg: Make, listen: Listen, below: bool
 ) -> None:
     parent, sibling = memcg(), memcg()
-    hit = [listen(parent, "parent"), listen(memcg(parent), "child")]
+    child, beside = memcg(parent), memcg(parent)
+    hit = [listen(one, n) for one, n in ((parent, "parent"), (child, "child"), (beside, "other"))]
     spared = listen(sibling, "sibling")
-    hog = blocked_hog(parent)
+    hog = blocked_hog(parent, within=child if below else parent)
     try:
         signalled(*hit, by="a memcg OOM with the killer disabled")
         stays_silent(root, spared, after="an OOM of its sibling, with the killer disabled")
@@ -100,6 +103,33 @@ def test_memcg_oom_leaves_descendants_at_rest(
     late = listen(child, "latecomer")
     stays_silent(root, late, after="registering below a memcg that is no longer under OOM")
     alive_on(parent, late)
+
+
+@pytest.mark.clause("K4")
+def test_hog_below_a_limit_is_killed_whatever_its_own_memcg_says(memcg: Make) -> None:
+    parent = memcg()
+    child = memcg(parent)
+    child.disable_killer()
+    hog = hog_at_limit(parent, within=child)
+    status = hog.ended()
+    assert status == -signal.SIGKILL, f"nobody is killed at a limit further up: status {status}"
+
+
+@pytest.mark.clause("K4")
+def test_hog_waits_at_a_limit_further_up(memcg: Make) -> None:
+    parent = memcg()
+    child = memcg(parent)  # before that, or its own killer would be disabled as well
+    parent.disable_killer()
+    hog = hog_at_limit(parent, within=child, score=SPARED)
+    try:
+        waits = hog.sleeps()
+        assert waits, f"a hog does not wait at a disabled limit further up: status {hog.status}"
+        assert under_oom(parent, 1), "a hog from below waits at its limit, and under_oom is 0"
+        parent.limit(-1)
+        assert hog.wait() == 0, "the hog did not go on with the limit further up raised"
+    finally:
+        hog.kill()
+    assert under_oom(parent, 0), "under_oom is still 1 afterwards"
 
 
 @contextmanager
@@ -178,9 +208,10 @@ def test_a_memcg_above_one_that_is_stuck_is_at_rest(
 
 
 @pytest.mark.clause("K4")
-def test_memory_given_back_resumes_the_hog(memcg: Make) -> None:
+@pytest.mark.parametrize("below", [False, True], ids=["beside it", "below"])
+def test_memory_given_back_resumes_the_hog(memcg: Make, below: bool) -> None:
     child = memcg()
-    bait = Bait(child, ROOM // 2)
+    bait = Bait(memcg(child) if below else child, ROOM // 2)
     try:
         child.disable_killer()
         # Alone it would have room enough.

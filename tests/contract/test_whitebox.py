@@ -14,7 +14,15 @@ import pytest
 from helpers import hogs
 from helpers.evidence import RATELIMIT, Inconclusive, Kill, Kmsg, kills
 from helpers.hogs import CHUNK, VICTIM, Bait, Child, exhaust
-from helpers.judge import alive_on_root, fires, over, settled, signalled_for_each, stays_silent
+from helpers.judge import (
+    alive_on,
+    alive_on_root,
+    fires,
+    over,
+    settled,
+    signalled_for_each,
+    stays_silent,
+)
 from helpers.listeners import Listener
 from helpers.memcgs import MIB, Memcg
 from helpers.preflight import sysctl
@@ -28,6 +36,7 @@ Make = Callable[..., Memcg]
 Listen = Callable[..., Listener]
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
+COSTLY = 4  # an order that is tried less hard for (PAGE_ALLOC_COSTLY_ORDER, linux/mmzone.h)
 TRIES = 12
 RESERVE = 8 * MIB  # what a notifier frees: more than any hog takes before it looks again
 
@@ -152,8 +161,13 @@ def test_allocation_that_forbids_a_kill_keeps_root_silent(
 @pytest.mark.clause("K6")
 @pytest.mark.parametrize(
     ("way", "gfp", "context"),
-    [("freed", "kernel", "task"), ("nofs", "nofs", "task"), ("dying", "kernel", "dying")],
-    ids=["notifier", "GFP_NOFS", "dying"],
+    [
+        ("freed", "kernel", "task"),
+        ("nofs", "nofs", "task"),
+        ("nofs", "nofs_nofail", "task"),
+        ("dying", "kernel", "dying"),
+    ],
+    ids=["notifier", "GFP_NOFS", "GFP_NOFS and NOFAIL", "dying"],
 )
 def test_system_oom_with_a_way_out_kills_nobody(
     root: Memcg, listen: Listen, whitebox: Whitebox, way: str, gfp: str, context: str
@@ -186,6 +200,25 @@ def test_memcg_oom_in_an_allocation_that_forbids_io_kills(
     assert killed, f"nobody was killed at the limit, the hog's status is {status}"
 
 
+@pytest.mark.clause("K6")
+def test_charge_of_a_costly_order_kills_nobody(
+    root: Memcg, memcg: Make, listen: Listen, whitebox: Whitebox
+) -> None:
+    child = memcg()
+    listener = listen(child, "child")
+    kmsg = Kmsg()
+    charge = partial(whitebox.alloc, "nofs_account", order=COSTLY, blocks=MUCH // PAGE >> COSTLY)
+    hog = hog_at_limit(child, body=charge)
+    hog.ended()
+    killed = kills(kmsg.read())
+    kmsg.close()
+    assert Kill(hog.pid, memcg=True) not in killed, "a charge that may fail has somebody killed"
+    if killed or not whitebox.counts().refused:
+        raise Inconclusive("the charge did not just fail")
+    stays_silent(root, listener, after="a charge that failed")
+    alive_on(child, listener)
+
+
 @pytest.mark.clause("N2")
 def test_memcg_oom_in_an_allocation_that_forbids_io_does_not_signal_root(
     root: Memcg, memcg: Make, listen: Listen, whitebox: Whitebox
@@ -205,6 +238,7 @@ def test_memcg_oom_in_an_allocation_that_forbids_io_does_not_signal_root(
         ("noretry", 0, "task"),
         ("kernel", 9, "task"),
         ("dma32", 0, "task"),
+        ("thisnode", 0, "task"),
     ],
 )
 def test_allocation_that_may_fail_keeps_root_silent(
@@ -224,7 +258,11 @@ def test_allocation_that_may_fail_keeps_root_silent(
 @pytest.mark.clause("K6")
 @pytest.mark.parametrize(
     ("gfp", "order", "told"),
-    [("retry_mayfail", 0, "__GFP_RETRY_MAYFAIL"), ("kernel", 9, "order=9")],
+    [
+        ("retry_mayfail", 0, "__GFP_RETRY_MAYFAIL"),
+        ("kernel", 9, "order=9"),
+        ("thisnode", 0, "__GFP_THISNODE"),
+    ],
 )
 def test_allocation_that_may_fail_kills_nobody(
     root: Memcg, listen: Listen, whitebox: Whitebox, gfp: str, order: int, told: str
