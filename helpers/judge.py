@@ -13,7 +13,7 @@ from helpers.hogs import CHUNK, Child, populate
 from helpers.listeners import Listener
 from helpers.memcgs import Memcg
 from helpers.preflight import on_cpus
-from helpers.triggers import fence, memcg_oom, remove, system_oom
+from helpers.triggers import MUCH, fence, memcg_oom, remove, system_oom
 
 # Seconds. A signal comes before or right after the kill; a port that defers it to a workqueue is
 # no less right, so the wait for one that is still missing is long.
@@ -98,6 +98,19 @@ def under_oom(memcg: Memcg, wanted: int) -> bool:
             return False
         time.sleep(0.01)
     return True
+
+
+def goes_on(hog: Child, memcg: Memcg) -> bool:
+    """Raise the limit that a hog waits at, and say whether it then gets all it wants.
+
+    More than once: who has been woken and is about to wait again may not hear of it
+    (memcg_oom_recover(), mm/memcontrol.c).
+    """
+    for size in (4 * MUCH, 8 * MUCH, -1):
+        memcg.limit(size)
+        if hog.wait(PATIENCE) is not None:
+            break
+    return hog.status == 0
 
 
 def over(root: Memcg) -> None:

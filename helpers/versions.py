@@ -61,9 +61,12 @@ def _registers(root: Memcg) -> bool:
 
 
 def _quarantine() -> bool:
-    """Whether what is freed is kept from use for a while (mm/kasan/quarantine.c)."""
-    with open("/proc/kallsyms", encoding="ascii") as file:
-        return any(line.endswith(" kasan_quarantine_put\n") for line in file)
+    """Whether what is freed is, or may be, kept from use for a while (mm/kasan/quarantine.c)."""
+    try:
+        with open("/proc/kallsyms", encoding="ascii") as file:
+            return any(line.endswith(" kasan_quarantine_put\n") for line in file)
+    except FileNotFoundError:
+        return True
 
 
 @dataclass(frozen=True)

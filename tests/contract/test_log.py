@@ -114,6 +114,18 @@ def test_kill_is_counted_where_the_victim_lived(
 
 
 @pytest.mark.clause("K6")
+def test_memcg_ooms_kill_is_counted_where_the_victim_lived(memcg: Make) -> None:
+    limited = memcg()
+    home, other = memcg(limited), memcg(limited)
+    killed = len(memcg_oom(limited, within=home).kills)
+    need("oom_kill in memory.oom_control", home)
+    now = [one.oom_control().oom_kill for one in (home, limited, other)]
+    assert now == [killed, 0, 0], (
+        f"{killed} killed below a limit: counted {now[0]}, at the limit {now[1]}, beside {now[2]}"
+    )
+
+
+@pytest.mark.clause("K6")
 @pytest.mark.parametrize("cause", ["system OOM", "sysrq-f", "memcg OOM"])
 def test_the_log_says_whose_oom_it_was(
     root: Memcg, memcg: Make, listen: Listen, cause: str

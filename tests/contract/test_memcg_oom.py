@@ -12,9 +12,9 @@ import pytest
 
 from helpers.evidence import Inconclusive
 from helpers.hogs import SPARED, Child, apart
-from helpers.judge import PATIENCE, settled, signalled, stays_silent, under_oom
+from helpers.judge import PATIENCE, goes_on, settled, signalled, stays_silent, under_oom
 from helpers.listeners import Listener
-from helpers.memcgs import Memcg, OomControl, line, write
+from helpers.memcgs import Memcg, line, write
 from helpers.triggers import fence, hog_at_limit, memcg_oom, remove, system_oom
 from helpers.versions import need, release
 
@@ -208,8 +208,7 @@ def test_killer_disabled_blocks_the_hog(memcg: Make, listen: Listen, release: st
         assert hog.sleeps(), f"the hog does not wait, its status is {hog.status}"
         signalled(listener, by="a memcg OOM with the killer disabled")
         if release == "raise the limit":
-            child.limit(-1)
-            assert hog.wait() == 0, "the hog did not go on when the limit was raised"
+            assert goes_on(hog, child), "the hog did not go on when the limit was raised"
         else:
             child.enable_killer()
             assert hog.wait() == -9, "the hog was not killed when the killer was enabled"
@@ -315,8 +314,6 @@ def test_root_counts_kills(root: Memcg, memcg: Make) -> None:
     child = memcg()
     before = root.oom_control().oom_kill
     memcg_oom(child)
-    if child.oom_control() != OomControl(0, 0, 1):
-        raise Inconclusive(f"the child reads {child.oom_control()} after one kill")
     assert at_rest(root)
     after = root.oom_control().oom_kill
     assert after == before, f"root counts a kill in a memcg: {after} instead of {before}"

@@ -102,7 +102,8 @@ def test_sysrq_twice_at_once_does_not_signal_root(root: Memcg, listen: Listen) -
 @pytest.mark.system_oom
 def test_system_oom_after_anything_else(root: Memcg, memcg: Make, listen: Listen) -> None:
     limited, heard = memcg(), memcg()
-    listener, own = listen(root, "root"), listen(limited, "below")
+    listener = listen(root, "root")
+    listen(limited, "below")
     listen(heard, "on a memcg that is removed")
     others: dict[str, Callable[[], object]] = {
         "nothing": lambda: None,
@@ -122,10 +123,27 @@ def test_system_oom_after_anything_else(root: Memcg, memcg: Make, listen: Listen
             fires(listener)
         else:
             assert listener.wait(PATIENCE), f"after {name}, a system OOM did not signal root"
-    own.count()
-    memcg_oom(limited)
-    if not own.wait(PATIENCE):
-        raise Inconclusive("after all that, a memcg OOM does not signal its own listener")
+
+
+@pytest.mark.clause("K1")
+@pytest.mark.system_oom
+def test_memcg_oom_signals_after_anything_else(root: Memcg, memcg: Make, listen: Listen) -> None:
+    limited = memcg()
+    listen(root, "root")
+    listener = listen(memcg(limited), "below the limit")
+    others: dict[str, Callable[[], object]] = {
+        "a kill by sysrq-f": lambda: sysrq_kill(root),
+        "sysrq-f that found nobody": sysrq_nobody,
+        "a system OOM": lambda: system_oom(allocator=limited),
+        "a refused registration": lambda: refused_registrations(root),
+        "vm.oom_kill_allocating_task": lambda: by_the_allocating_task(root),
+    }
+    for name, other in others.items():
+        limited.limit(-1)
+        other()
+        listener.count()
+        memcg_oom(limited)
+        signalled(listener, by=f"after {name}, a memcg OOM")
 
 
 def memcgs_there() -> int:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
@@ -25,6 +26,7 @@ from helpers.triggers import (
     sysrq_nobody,
     system_oom,
 )
+from helpers.versions import need
 
 pytestmark = pytest.mark.system_oom
 
@@ -100,7 +102,37 @@ def test_kill_of_the_allocating_task_signals_nobody_below_root(
     alive_on(home, listener)
 
 
+@pytest.fixture
+def hierarchy(root: Memcg, request: pytest.FixtureRequest) -> Iterator[None]:
+    """Root's ``memory.use_hierarchy`` for the duration, which systemd sets where there is one.
+
+    The kernel takes it as long as root has no children, be they about to go.
+    """
+
+    def set_to(on: bool) -> bool:
+        deadline = time.monotonic() + PATIENCE
+        while not (done := root.use_hierarchy(on)) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return done
+
+    if not request.param:
+        yield
+        return
+    need("a memory.use_hierarchy that can be cleared", root)
+    if not set_to(True):
+        raise Inconclusive("root has children, so that its memory.use_hierarchy cannot be set")
+    yield
+    assert set_to(False), "root's memory.use_hierarchy cannot be put back"
+
+
 @pytest.mark.clause("N1")
+@pytest.mark.usefixtures("hierarchy")
+@pytest.mark.parametrize(
+    "hierarchy",
+    [False, pytest.param(True, marks=pytest.mark.pristine)],
+    indirect=True,
+    ids=["", "as systemd has it"],
+)
 def test_system_oom_does_not_signal_a_memcg_that_is_stuck(
     root: Memcg, listen: Listen, stuck: Make
 ) -> None:

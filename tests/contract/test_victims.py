@@ -10,8 +10,9 @@ from contextlib import contextmanager, suppress
 import pytest
 
 from helpers import gate, numa
-from helpers.evidence import NOBODY, SYSRQ, Inconclusive, Kill, Kmsg, Overrun, kills
+from helpers.evidence import NOBODY, SYSRQ, Inconclusive, Kill, Kmsg, Overrun, available, kills
 from helpers.hogs import (
+    CHUNK,
     SPARED,
     VICTIM,
     Bait,
@@ -56,9 +57,10 @@ def bystanders(*scores: int) -> Iterator[list[Child]]:
 
 
 @pytest.mark.clause("K6")
-def test_sysrq_kills(root: Memcg, listen: Listen) -> None:
+@pytest.mark.parametrize("below", [False, True], ids=["in root", "below root"])
+def test_sysrq_kills(root: Memcg, memcg: Make, listen: Listen, below: bool) -> None:
     listen(root, "root")
-    sysrq_must_kill(root)
+    sysrq_must_kill(memcg() if below else root)
 
 
 @pytest.mark.clause("K6")
@@ -71,8 +73,8 @@ def test_sysrq_kills_in_spite_of_a_notifier(
     sysrq_must_kill(root)
 
 
-def sysrq_must_kill(root: Memcg) -> None:
-    """Sysrq-f kills a child of ours.
+def sysrq_must_kill(home: Memcg) -> None:
+    """Sysrq-f kills a child of ours that lives there.
 
     Where :func:`helpers.triggers.sysrq_kill` only finds no proof, this is a judgement.
 
@@ -81,7 +83,7 @@ def sysrq_must_kill(root: Memcg) -> None:
     :raises Inconclusive: if the kernel does not say that it was asked.
     """
     gate.require("sysrq-f")
-    kmsg, bait = Kmsg(), Bait(root, MIB)
+    kmsg, bait = Kmsg(), Bait(home, MIB)
     try:
         sysrq_f()
         status = bait.wait()
@@ -200,9 +202,36 @@ def test_an_oom_of_one_node_kills_nobody_of_another(root: Memcg, listen: Listen)
 
 
 @pytest.mark.clause("K6")
-def test_a_hog_beyond_capacity_does_not_go_on(root: Memcg, listen: Listen) -> None:
+@pytest.mark.parametrize("where", ["root", "below root", "killer disabled"])
+def test_a_hog_beyond_capacity_does_not_go_on(
+    root: Memcg, memcg: Make, listen: Listen, where: str
+) -> None:
     listen(root, "root")
-    somebody_dies(root)
+    home = root if where == "root" else memcg()
+    if where == "killer disabled":
+        home.disable_killer()
+    somebody_dies(home)
+
+
+@pytest.mark.clause("K6")
+def test_the_highest_score_in_a_memcg_dies_first(root: Memcg, memcg: Make, listen: Listen) -> None:
+    listen(root, "root")
+    home, kmsg = memcg(), Kmsg()
+    bait = Bait(home, MIB)
+    try:
+        hog = hog_at_limit(home, limit=MUCH // 2, score=0)
+        try:
+            hog.ended()
+        finally:
+            hog.kill()
+        pids = [kill.pid for kill in kills(kmsg.read()) if kill.memcg]
+        if not pids:
+            raise Inconclusive("nobody was killed at the limit")
+        assert pids[0] == bait.pid, "a memcg OOM killed somebody before who has the highest score"
+    finally:
+        bait.kill()
+        os.close(bait.tether)
+        kmsg.close()
 
 
 @pytest.mark.clause("S3")
@@ -248,12 +277,16 @@ def test_panic_on_oom_is_not_for_these(root: Memcg, memcg: Make, cause: str) -> 
 
 
 @pytest.mark.clause("K6")
-def test_allocating_task_is_killed_without_a_search(root: Memcg) -> None:
+@pytest.mark.parametrize("where", ["root", "below root", "killer disabled"])
+def test_allocating_task_is_killed_without_a_search(root: Memcg, memcg: Make, where: str) -> None:
     told = "Out of memory (oom_kill_allocating_task): "
+    home = root if where == "root" else memcg()
+    if where == "killer disabled":
+        home.disable_killer()
     with sysctl("vm/oom_kill_allocating_task", "1"):
         # A kernel thread that runs out of memory cannot be killed for it, and has a search made.
         found = any(
-            line.startswith(told) for _ in range(3) for line in system_oom(allocator=root).lines
+            line.startswith(told) for _ in range(3) for line in system_oom(allocator=home).lines
         )
     assert found, "vm.oom_kill_allocating_task is set, and a victim was looked for"
 
@@ -283,10 +316,12 @@ def test_allocating_task_that_is_spared_goes_on(root: Memcg, listen: Listen) -> 
         try:
             status = hog.wait()
             killed = status == 0 and bait.wait() == -9  # its end of the tether closes before that
+            short = available() < CHUNK
         finally:
             hog.kill()
             bait.kill()
             os.close(bait.tether)
+    assert status is not None or not short, "there is no memory left, and nobody is killed"
     if status is None:
         raise Inconclusive("there was no system OOM")
     assert status == 0, f"who may not be killed for a system OOM ended with status {status}"

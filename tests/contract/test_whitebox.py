@@ -195,7 +195,7 @@ def test_memcg_oom_in_an_allocation_that_forbids_io_kills(
     status = hog.ended()
     killed = Kill(hog.pid, memcg=True) in kills(kmsg.read())
     kmsg.close()
-    if status == 0:
+    if status == 0 and not whitebox.counts().refused:
         raise Inconclusive("an allocation in the kernel was not charged to its memcg")
     assert killed, f"nobody was killed at the limit, the hog's status is {status}"
 

@@ -65,7 +65,8 @@ def test_every_mistake_of_the_catalogue_is_in_the_patches_and_the_other_way_roun
     ports = series.ports(series.flavour("mutants"), (int(major), int(minor)))
     text = "".join(path.read_text() for path in ports)
     added = "\n".join(re.findall(r"^\+(?!\+\+)(.*)$", text, re.MULTILINE))
-    singles = re.findall(r"(?:(?:oom_mutant|mutant_keeps|notify_for)\(|case )(\d+)(?!\d| \.\.\.)", added)
+    named = r"(?:oom_mutant|mutant_keeps|notify_for)\(|case "
+    singles = re.findall(rf"(?:{named})(\d+)(?!\d| \.\.\.)", added)
     ranges = re.findall(r"case (\d+) \.\.\. (\d+)", added)
     made = {int(number) for number in singles}
     made |= {number for first, last in ranges for number in range(int(first), int(last) + 1)}
