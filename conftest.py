@@ -33,7 +33,7 @@ MARKERS = (
     "profile(name): the kind of machine that the test needs",
     "pristine: needs a machine in which no other test has run",
     "long: takes minutes; run only when asked for, with -m long",
-    "dies(panic, armed, shows, otherwise): ends its machine; judged by what that printed",
+    "dies(panic, armed, shows, lacking, otherwise): ends its machine; judged by what that printed",
 )
 
 OUTCOMES: tuple[tuple[type[BaseException], str], ...] = (

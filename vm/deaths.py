@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Tests that end their machine on purpose: what the console of the dead one says of the clause.
 
-Their marker is ``dies(panic=, armed=, shows=, otherwise=)``, the first three regular expressions:
-the panic that must come, the last thing that the test itself had printed, and what must stand
-after that if the clause is kept; ``otherwise`` says in a sentence that it does not.
+Their marker is ``dies(panic=, armed=, shows=, lacking=, otherwise=)``, the first three regular
+expressions: the panic that must come, the last thing that the test itself had printed, and what
+must stand after that if the clause is kept; ``lacking`` is the outcome if it does not, which
+``otherwise`` says in a sentence.
 """
 
 from __future__ import annotations
@@ -29,4 +30,4 @@ def verdict(wish: pytest.Mark | None, crash: Crash, console: str) -> Crash | Non
         return Crash("inconclusive", "the machine died without having told what came before")
     if re.search(wish.kwargs["shows"], console[armed.end() :]):
         return None
-    return Crash("silent", wish.kwargs["otherwise"])
+    return Crash(wish.kwargs["lacking"], wish.kwargs["otherwise"])

@@ -14,11 +14,19 @@ from functools import partial
 
 import pytest
 
-from helpers.evidence import meminfo
-from helpers.hogs import SPARED, Child
-from helpers.judge import PATIENCE, alive_on_root, over, somebody_dies, stays_silent, witnessed
+from helpers.evidence import Inconclusive, meminfo
+from helpers.hogs import SPARED, Child, populate
+from helpers.judge import (
+    PATIENCE,
+    alive_on_root,
+    over,
+    signalled,
+    somebody_dies,
+    stays_silent,
+    witnessed,
+)
 from helpers.listeners import Listener, register, register_often
-from helpers.memcgs import Memcg, write
+from helpers.memcgs import MIB, Memcg, write
 from helpers.preflight import mounted
 from helpers.triggers import memcg_oom, remove, sysrq_kill, system_oom
 from helpers.versions import need
@@ -27,7 +35,9 @@ from helpers.waiters import refusal
 Make = Callable[..., Memcg]
 Listen = Callable[..., Listener]
 MANY, FEW = 60, 8
-OFTEN, ROUNDS, TRIES = 200, 50, 3
+# To signal all costs the square of OFTEN, to close them that of its product with MANY.
+OFTEN, ROUNDS, TRIES = 40, 4, 3
+THRESHOLD = 4 * MIB
 ENTRY = 32  # bytes; a list's links and an eventfd, as the allocator rounds them up
 
 
@@ -88,6 +98,36 @@ def test_root_takes_an_eventfd_and_a_descriptor_open_for_reading(root: Memcg) ->
 
 
 @pytest.mark.clause("I2")
+@pytest.mark.parametrize(
+    ("file", "arguments"),
+    [
+        ("memory.usage_in_bytes", str(THRESHOLD)),
+        ("memory.memsw.usage_in_bytes", str(THRESHOLD)),
+        ("memory.pressure_level", "low"),
+    ],
+)
+def test_other_files_take_listeners(root: Memcg, memcg: Make, file: str, arguments: str) -> None:
+    need("registration of eventfds", root)
+    if not os.path.exists(root.file(file)):
+        pytest.skip(f"this kernel has no {file}")
+    for where, home in (("root", root), ("a memcg", memcg())):
+        listener = Listener(file)
+        got = listener.refused(home, file, arguments)
+        listener.close()
+        assert not got, f"registering on {where}'s {file} is refused: {name(got)}"
+
+
+@pytest.mark.clause("I2")
+def test_use_beyond_a_threshold_signals(memcg: Make, listen: Listen) -> None:
+    home = memcg()
+    listener = listen(home, "threshold", "memory.usage_in_bytes", str(THRESHOLD))
+    hog = Child(lambda: populate(4 * THRESHOLD), home)
+    if hog.ended():
+        raise Inconclusive(f"the hog has status {hog.status}")
+    signalled(listener, by="use beyond its threshold")
+
+
+@pytest.mark.clause("I2")
 @pytest.mark.parametrize("end", ["\n", "\0", " \n"], ids=["newline", "NUL", "blank and newline"])
 def test_root_takes_a_line_however_it_ends(root: Memcg, end: str) -> None:
     """A newline is what a shell's echo writes, the zero tools/cgroup/cgroup_event_listener.c."""
@@ -110,20 +150,24 @@ def identity(eventfd: int) -> int:
 
 
 def come_and_go(root: Memcg) -> None:
-    """Register :data:`OFTEN` times what leaves again, :data:`ROUNDS` times."""
+    """Register what leaves again once it has been signalled."""
     for _ in range(ROUNDS):
-        passing = Listener("passing")
-        register_often(root, [passing.fd], OFTEN)
-        passing.close()
+        passing = [Listener("passing") for _ in range(MANY)]
+        register_often(root, [one.fd for one in passing], OFTEN)
+        system_oom(allocator=root)
+        for one in passing:
+            one.close()
     over(root)
 
 
 @pytest.mark.clause("I2")
+@pytest.mark.system_oom
 def test_memory_of_who_has_left_is_given_back(root: Memcg) -> None:
     need("registration of eventfds", root)
     need("an allocator that has back at once what is freed", root)
     come_and_go(root)  # from here on there are slabs enough for all who are there at a time
-    least = ENTRY * OFTEN * ROUNDS
+    registrations = MANY * OFTEN * ROUNDS
+    least = ENTRY * registrations
     left = least
     for _ in range(TRIES):  # the kernel takes memory for other things as well, but not each time
         before = meminfo("SUnreclaim")
@@ -132,7 +176,7 @@ def test_memory_of_who_has_left_is_given_back(root: Memcg) -> None:
         if left < least // 2:
             break
     assert left < least // 2, (
-        f"{left} bytes of the kernel's are gone after {OFTEN * ROUNDS} registrations that ended"
+        f"{left} bytes of the kernel's are gone after {registrations} registrations that ended"
     )
 
 
@@ -176,10 +220,13 @@ def eventfds_kept(root: Memcg, few: int, passing: Callable[[], None]) -> int:
 
 
 @pytest.mark.clause("I2")
+@pytest.mark.system_oom
 def test_what_was_registered_is_let_go(root: Memcg) -> None:
     def passing() -> None:
-        for _ in range(MANY):
-            Listener("passing").on(root).close()
+        listeners = [Listener("passing").on(root) for _ in range(MANY)]
+        system_oom(allocator=root)
+        for one in listeners:
+            one.close()
 
     left = eventfds_kept(root, MANY // 2, passing)
     assert left < MANY // 2, f"of {MANY} eventfds registered on root and closed, {left} are kept"

@@ -21,12 +21,24 @@ from helpers.tracing import SIGNAL, Tracer, identity
 from helpers.triggers import memcg_oom, spare_all, system_oom
 
 ARMED = "oomtest: a system OOM follows"
+COMPULSORY = "Out of memory: compulsory panic_on_oom is enabled"
 
 
 def dies(panic: str) -> pytest.MarkDecorator:
-    """The machine must panic, and say that."""
-    wanted = rf"Out of memory: {panic} panic_on_oom is enabled"
-    return pytest.mark.dies(panic=wanted, armed=ARMED, shows="", otherwise="")
+    """The machine must panic, and say that after the OOM's report."""
+    return pytest.mark.dies(
+        panic=panic,
+        armed=ARMED,
+        shows="invoked oom-killer",
+        lacking="failed",
+        otherwise="the panic comes without the OOM's report",
+    )
+
+
+def arm() -> None:
+    """Have the console show what the kernel tells of the OOM that follows."""
+    put("/proc/sys/kernel/printk", "7\n")
+    put("/dev/kmsg", f"<2>{ARMED}\n")
 
 
 @pytest.mark.clause("P9")
@@ -35,6 +47,7 @@ def dies(panic: str) -> pytest.MarkDecorator:
     panic=r"Out of memory: .*panic_on_oom is enabled",
     armed=rf"tracing_mark_write: {ARMED}",
     shows=r": signal: \(",
+    lacking="silent",
     otherwise="a system OOM with panic_on_oom did not signal root before the panic",
 )
 def test_signal_precedes_the_panic(
@@ -55,12 +68,12 @@ def test_signal_precedes_the_panic(
 
 @pytest.mark.clause("K6")
 @pytest.mark.system_oom
-@dies("system-wide")
+@dies("Out of memory: system-wide panic_on_oom is enabled")
 def test_panic_on_oom_panics(root: Memcg, listen: Callable[..., Listener]) -> None:
     listen(root, "root")
     gate.require("a panic")
     put("/proc/sys/vm/panic_on_oom", "1")
-    put("/dev/kmsg", f"<2>{ARMED}\n")
+    arm()
     system_oom(allocator=root)
     raise AssertionError("vm.panic_on_oom is 1, and a system OOM ended in a kill")
 
@@ -69,19 +82,19 @@ def test_panic_on_oom_panics(root: Memcg, listen: Callable[..., Listener]) -> No
 @pytest.mark.system_oom
 @pytest.mark.profile("numa")
 @pytest.mark.skipif(len(numa.nodes()) < 2, reason="needs two memory nodes")
-@dies("compulsory")
+@dies(COMPULSORY)
 def test_panic_on_oom_2_panics_in_any_oom(root: Memcg, listen: Callable[..., Listener]) -> None:
     listen(root, "root")
     gate.require("a panic")
     put("/proc/sys/vm/panic_on_oom", "2")
-    put("/dev/kmsg", f"<2>{ARMED}\n")
+    arm()
     system_oom(allocator=root, body=lambda: numa.exhaust_node(numa.nodes()[0]))
     raise AssertionError("vm.panic_on_oom is 2, and an OOM of one node ended in a kill")
 
 
 @pytest.mark.clause("K6")
 @pytest.mark.system_oom
-@dies("compulsory")
+@dies(COMPULSORY)
 def test_panic_on_oom_2_panics_in_a_memcg_oom(
     root: Memcg, memcg: Callable[..., Memcg], listen: Callable[..., Listener]
 ) -> None:
@@ -89,19 +102,19 @@ def test_panic_on_oom_2_panics_in_a_memcg_oom(
     limited = memcg()
     gate.require("a panic")
     put("/proc/sys/vm/panic_on_oom", "2")
-    put("/dev/kmsg", f"<2>{ARMED}\n")
+    arm()
     memcg_oom(limited)
     raise AssertionError("vm.panic_on_oom is 2, and a memcg OOM ended in a kill")
 
 
 @pytest.mark.clause("K6")
 @pytest.mark.system_oom
-@pytest.mark.dies(panic="deadlocked on memory|no killable", armed=ARMED, shows="", otherwise="")
+@dies("deadlocked on memory|no killable")
 def test_nobody_to_kill_panics(root: Memcg, listen: Callable[..., Listener]) -> None:
     listen(root, "root")
     gate.require("a panic")
     spare_all()
-    put("/dev/kmsg", f"<2>{ARMED}\n")
+    arm()
     hog = Child(exhaust, root, score=SPARED)
     status = hog.ended()
     raise AssertionError(f"nobody may be killed, and a system OOM leaves the hog with {status}")

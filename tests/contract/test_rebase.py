@@ -29,7 +29,16 @@ from helpers.judge import (
 from helpers.listeners import Listener, register, register_often
 from helpers.memcgs import MIB, Memcg, line, write
 from helpers.preflight import sysctl
-from helpers.triggers import fence, memcg_oom, remove, sysrq_f, sysrq_kill, sysrq_nobody, system_oom
+from helpers.triggers import (
+    blocked_hog,
+    fence,
+    memcg_oom,
+    remove,
+    sysrq_f,
+    sysrq_kill,
+    sysrq_nobody,
+    system_oom,
+)
 from helpers.waiters import Waiter, poll, stay_resident
 from helpers.whitebox import Whitebox
 
@@ -260,6 +269,10 @@ def test_removed_memcgs_are_let_go(root: Memcg, memcg: Make, listen: Listen) -> 
     assert left <= KEPT, f"{left} of {GONE} memcgs are kept that have refused root's file"
     left = kept(memcg, lambda home: refused_on(home, home, THRESHOLD, "x"), heard=False)
     assert left <= KEPT, f"{left} of {GONE} memcgs are kept that have refused a threshold"
+    left = kept(memcg, memcg_oom)
+    assert left <= KEPT, f"{left} of {GONE} memcgs are kept that saw an OOM of their own"
+    left = kept(memcg, lambda home: blocked_hog(home).kill())
+    assert left <= KEPT, f"{left} of {GONE} memcgs are kept where a hog has waited"
     # Two seconds: as long as the OOM reaper holds on to a victim (mm/oom_kill.c, 5.18).
     left = kept(memcg, lambda home: system_oom(allocator=home))
     if left > KEPT and kept(memcg, end_a_bait) > KEPT:
