@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import threading
 import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -48,6 +49,7 @@ GUEST = not Path(__file__).with_name("vm").is_dir()
 pytest_plugins = [] if GUEST else ["vm.plugin"]
 
 SLOWLY = 2000  # microseconds
+STACK = 1 << 18  # bytes, of a thread: glibc keeps it, and who stays resident takes all of it
 
 MOUNT = pytest.StashKey[str]()
 CLEANUP = pytest.StashKey[contextlib.ExitStack]()
@@ -74,6 +76,7 @@ def pytest_configure(config: pytest.Config) -> None:
     gate.permit(allowed)
     if not here or config.option.collectonly:
         return
+    threading.stack_size(STACK)
     stack = contextlib.ExitStack()
     config.stash[CLEANUP] = stack
     try:

@@ -19,13 +19,18 @@ READY = 10.0  # seconds until a waiter must be asleep
 MCL_CURRENT = 1
 
 
+def wait_for_a_copy() -> None:
+    """Wait for memory that a copy of this process has room in; see :func:`stay_resident`."""
+    with open("/proc/self/statm", encoding="ascii") as file:
+        wait_for_room(int(file.read().split()[1]) * mmap.PAGESIZE)
+
+
 def stay_resident() -> None:
     """Keep in memory what this process has by now: what it does next must not want any.
 
-    That makes copies of all that it shares with who has forked it.
+    That makes copies of all that it shares with who has forked it, who should have waited for
+    the room: if this process did, it would seem to wait for what it is to be told of.
     """
-    with open("/proc/self/statm", encoding="ascii") as file:
-        wait_for_room(int(file.read().split()[1]) * mmap.PAGESIZE)
     ctypes.CDLL(None).mlockall(MCL_CURRENT)
 
 
@@ -113,6 +118,7 @@ class Waiter:
             prepare()
             way(listener.fd)
 
+        wait_for_a_copy()
         self.child = Child(body, score=SPARED)
         _settle(self.child.pid, self.name)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from helpers import gate
 from helpers.memcgs import Memcg, put
-from helpers.waiters import stay_resident
+from helpers.waiters import stay_resident, wait_for_a_copy
 
 KMOD = Path(__file__).with_name("kmod")
 MODULE = KMOD / "oomtest.ko"
@@ -137,6 +137,7 @@ class Whitebox:
         fd = os.open(DEVICE, os.O_WRONLY | os.O_CLOEXEC)
         try:
             if within is not None:
+                wait_for_a_copy()
                 stay_resident()
                 within.attach()
             os.write(fd, wanted)

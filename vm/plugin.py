@@ -158,7 +158,8 @@ class Guests:
     def _kernels(self) -> list[str]:
         """What was asked for; an xdist worker is told what of it the controller found fit."""
         told = getattr(self.config, "workerinput", {}).get(KERNELS)
-        return list(dict.fromkeys(told or self.config.getoption("--kernel")))
+        names = told or self.config.getoption("--kernel")
+        return list(dict.fromkeys(name.removesuffix("#0") for name in names))
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionstart(self) -> None:

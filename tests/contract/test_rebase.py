@@ -287,10 +287,10 @@ def test_eventfd_on_root_and_on_a_memcg_that_is_removed(
 ) -> None:
     child = memcg()
     both = [
-        Listener("on root before").on(root).on(child),
         Listener("on root afterwards").on(child).on(root),
+        Listener("on root before").on(root).on(child),
     ]
-    listeners = [*both, listen(root, "witness")]
+    listeners = [listen(root, "witness"), *both]
     remove(child)
     if not all(one.wait(PATIENCE) for one in both):
         raise Inconclusive("removing a memcg did not signal its listeners")
