@@ -96,6 +96,7 @@ def register_when_told(root: Memcg, late: Listener, times: int, fd: int) -> None
 
 
 @pytest.mark.clause("I2")
+@pytest.mark.pristine  # memcgs that others have left on their way out take the room for a copy
 def test_root_takes_a_listener_during_a_system_oom(
     root: Memcg, listen: Callable[..., Listener], slowly: bool
 ) -> None:
@@ -120,6 +121,7 @@ def test_root_takes_a_listener_during_a_system_oom(
 
 
 @pytest.mark.clause("N9")
+@pytest.mark.pristine
 def test_registering_on_root_during_a_system_oom_does_not_signal(
     root: Memcg, listen: Callable[..., Listener], slowly: bool
 ) -> None:
