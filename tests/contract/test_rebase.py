@@ -47,7 +47,6 @@ Listen = Callable[..., Listener]
 PASSING = 60
 GONE = 4
 REFUSALS = 3
-THRESHOLD = "memory.usage_in_bytes"  # takes a number
 KEPT = 1  # of those, by what else may hold on to one for a while
 OOMS = 4
 # To close all costs the square of their product, to ask with an OOM each round some 0.2 s.
@@ -107,6 +106,16 @@ def test_sysrq_twice_at_once_does_not_signal_root(root: Memcg, listen: Listen) -
     alive_on_root(listener)
 
 
+def anything_else(root: Memcg) -> dict[str, Callable[[], object]]:
+    """What may leave behind state that an OOM of any kind meets, by name."""
+    return {
+        "a kill by sysrq-f": lambda: sysrq_kill(root),
+        "sysrq-f that found nobody": sysrq_nobody,
+        "a registration was refused": lambda: refused_registrations(root),
+        "vm.oom_kill_allocating_task": lambda: by_the_allocating_task(root),
+    }
+
+
 @pytest.mark.clause("P4")
 @pytest.mark.system_oom
 def test_system_oom_after_anything_else(root: Memcg, memcg: Make, listen: Listen) -> None:
@@ -116,13 +125,10 @@ def test_system_oom_after_anything_else(root: Memcg, memcg: Make, listen: Listen
     listen(heard, "on a memcg that is removed")
     others: dict[str, Callable[[], object]] = {
         "nothing": lambda: None,
-        "a kill by sysrq-f": lambda: sysrq_kill(root),
-        "sysrq-f that found nobody": sysrq_nobody,
+        **anything_else(root),
         "sysrq-f twice at once": lambda: sysrq_twice(root),
         "a memcg OOM": lambda: memcg_oom(limited),
         "a memcg with listeners was removed": lambda: remove(heard),
-        "a registration was refused": lambda: refused_registrations(root),
-        "vm.oom_kill_allocating_task": lambda: by_the_allocating_task(root),
     }
     for name, other in others.items():
         other()
@@ -140,13 +146,7 @@ def test_memcg_oom_signals_after_anything_else(root: Memcg, memcg: Make, listen:
     limited = memcg()
     listen(root, "root")
     listener = listen(memcg(limited), "below the limit")
-    others: dict[str, Callable[[], object]] = {
-        "a kill by sysrq-f": lambda: sysrq_kill(root),
-        "sysrq-f that found nobody": sysrq_nobody,
-        "a system OOM": lambda: system_oom(allocator=limited),
-        "a refused registration": lambda: refused_registrations(root),
-        "vm.oom_kill_allocating_task": lambda: by_the_allocating_task(root),
-    }
+    others = anything_else(root) | {"a system OOM": lambda: system_oom(allocator=limited)}
     for name, other in others.items():
         limited.limit(-1)
         other()
@@ -262,17 +262,20 @@ def test_removed_memcgs_are_let_go(root: Memcg, memcg: Make, listen: Listen) -> 
     if left > KEPT and kept(memcg, heard=False) > KEPT:
         raise Inconclusive(f"of {GONE} memcgs removed at once, some are kept")
     assert left <= KEPT, f"{left} of {GONE} memcgs are kept that had a listener before removal"
-    # What is known of such a memcg by then is the descriptor of its file.
-    left = kept(memcg, lambda home: refused_on(root, home), heard=False)
-    assert left <= KEPT, f"{left} of {GONE} memcgs are kept whose files root has refused"
-    left = kept(memcg, lambda home: refused_on(home, root), heard=False)
-    assert left <= KEPT, f"{left} of {GONE} memcgs are kept that have refused root's file"
-    left = kept(memcg, lambda home: refused_on(home, home, THRESHOLD, "x"), heard=False)
-    assert left <= KEPT, f"{left} of {GONE} memcgs are kept that have refused a threshold"
-    left = kept(memcg, memcg_oom)
-    assert left <= KEPT, f"{left} of {GONE} memcgs are kept that saw an OOM of their own"
-    left = kept(memcg, lambda home: blocked_hog(home).kill())
-    assert left <= KEPT, f"{left} of {GONE} memcgs are kept where a hog has waited"
+    causes: dict[str, tuple[Callable[[Memcg], object], bool]] = {
+        # What is known of such a memcg by then is the descriptor of its file.
+        "whose files root has refused": (lambda home: refused_on(root, home), False),
+        "that have refused root's file": (lambda home: refused_on(home, root), False),
+        "that have refused a threshold": (
+            lambda home: refused_on(home, home, "memory.usage_in_bytes", "x"),
+            False,
+        ),
+        "that saw an OOM of their own": (memcg_oom, True),
+        "where a hog has waited": (lambda home: blocked_hog(home).kill(), True),
+    }
+    for which, (cause, heard) in causes.items():
+        left = kept(memcg, cause, heard=heard)
+        assert left <= KEPT, f"{left} of {GONE} memcgs are kept {which}"
     # Two seconds: as long as the OOM reaper holds on to a victim (mm/oom_kill.c, 5.18).
     left = kept(memcg, lambda home: system_oom(allocator=home))
     if left > KEPT and kept(memcg, end_a_bait) > KEPT:

@@ -33,7 +33,7 @@ def test_hog_that_waits_signals_that_memcg_and_its_descendants(
 ) -> None:
     parent, sibling = memcg(), memcg()
     child, beside = memcg(parent), memcg(parent)
-    hit = [listen(one, n) for one, n in ((parent, "parent"), (child, "child"), (beside, "other"))]
+    hit = [listen(parent, "parent"), listen(child, "child"), listen(beside, "beside")]
     spared = listen(sibling, "sibling")
     hog = blocked_hog(parent, within=child if below else parent)
     try:

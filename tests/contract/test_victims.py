@@ -201,16 +201,24 @@ def test_an_oom_of_one_node_kills_nobody_of_another(root: Memcg, listen: Listen)
         other.kill()
 
 
+HOMES = ["root", "below root", "killer disabled"]
+
+
+def home_of(where: str, root: Memcg, memcg: Make) -> Memcg:
+    """The memcg that is called so in :data:`HOMES`."""
+    home = root if where == "root" else memcg()
+    if where == "killer disabled":
+        home.disable_killer()
+    return home
+
+
 @pytest.mark.clause("K6")
-@pytest.mark.parametrize("where", ["root", "below root", "killer disabled"])
+@pytest.mark.parametrize("where", HOMES)
 def test_a_hog_beyond_capacity_does_not_go_on(
     root: Memcg, memcg: Make, listen: Listen, where: str
 ) -> None:
     listen(root, "root")
-    home = root if where == "root" else memcg()
-    if where == "killer disabled":
-        home.disable_killer()
-    somebody_dies(home)
+    somebody_dies(home_of(where, root, memcg))
 
 
 @pytest.mark.clause("K6")
@@ -219,11 +227,7 @@ def test_the_highest_score_in_a_memcg_dies_first(root: Memcg, memcg: Make, liste
     home, kmsg = memcg(), Kmsg()
     bait = Bait(home, MIB)
     try:
-        hog = hog_at_limit(home, limit=MUCH // 2, score=0)
-        try:
-            hog.ended()
-        finally:
-            hog.kill()
+        hog_at_limit(home, limit=MUCH // 2, score=0).ended()
         pids = [kill.pid for kill in kills(kmsg.read()) if kill.memcg]
         if not pids:
             raise Inconclusive("nobody was killed at the limit")
@@ -277,12 +281,10 @@ def test_panic_on_oom_is_not_for_these(root: Memcg, memcg: Make, cause: str) -> 
 
 
 @pytest.mark.clause("K6")
-@pytest.mark.parametrize("where", ["root", "below root", "killer disabled"])
+@pytest.mark.parametrize("where", HOMES)
 def test_allocating_task_is_killed_without_a_search(root: Memcg, memcg: Make, where: str) -> None:
     told = "Out of memory (oom_kill_allocating_task): "
-    home = root if where == "root" else memcg()
-    if where == "killer disabled":
-        home.disable_killer()
+    home = home_of(where, root, memcg)
     with sysctl("vm/oom_kill_allocating_task", "1"):
         # A kernel thread that runs out of memory cannot be killed for it, and has a search made.
         found = any(
