@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """A pytest plugin for runs over mutants: the clauses that must reject one come first, and once one
-of them has, the rest of that mutant's tests are left out.
+of them has, the rest of that mutant's tests are left out. First of all comes the test that has
+rejected it the last time.
 
 It works in xdist's workers, too. One that rejects a mutant leaves a file of its number for the
 others, which may have got a part of that mutant's tests. Where a clause did that need not, those
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from vm import mutants, plugin, verdict
+from vm.known import NAMED, Known
 from vm.mutants import Mutant
 from vm.results import Results
 from vm.run import say
@@ -36,6 +38,11 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(Hunt(config), NAME)
 
 
+def _bare(node: str, kernel: str) -> str:
+    """A test's name on whatever kernel."""
+    return node.replace(kernel, "")
+
+
 class Hunt:
     """Orders and leaves out."""
 
@@ -45,6 +52,7 @@ class Hunt:
         self.seen = Results(config)
         self.rejected: Path = config.getoption("--rejected")
         self.told: set[int] = set()
+        self.known = Known(self.rejected).read()
 
     def _mutant(self, kernel: str) -> Mutant:
         return self.catalogue[split(kernel)[1]]
@@ -56,12 +64,16 @@ class Hunt:
     def _rank(self, item: pytest.Item) -> int:
         """Where its clause stands among those that must reject the mutant, or behind them."""
         clause = next(item.iter_markers("clause")).args[0]
-        named = self._mutant(self._kernel(item)).clauses
+        kernel = self._kernel(item)
+        mutant = self._mutant(kernel)
+        if self.known.get(str(mutant.number)) == _bare(item.nodeid, kernel):
+            return -1
+        named = mutant.clauses
         return named.index(clause) if clause in named else len(named)
 
     def _mark(self, mutant: Mutant, *, named: bool) -> Path:
         """The file that says that it was rejected, by a clause that must or by another."""
-        return self.rejected / f"{mutant.number}-{'named' if named else 'other'}"
+        return self.rejected / f"{mutant.number}{NAMED if named else '-other'}"
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
@@ -93,7 +105,9 @@ class Hunt:
         if not rejecting:
             return
         if not whole:
-            self._mark(mutant, named=rejecting[0] in mutant.clauses).touch()
+            mark = self._mark(mutant, named=rejecting[0] in mutant.clauses)
+            if not mark.exists():
+                mark.write_text(_bare(report.nodeid, str(kernel)))
         if tell:
             self.told.add(mutant.number)
             say(f"{mutant.number} {mutant.name}: rejected by {rejecting[0]}")

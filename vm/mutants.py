@@ -21,6 +21,7 @@ import pytest
 
 from vm import matrix, nomemcg, series, verdict
 from vm.errors import INCONCLUSIVE, USAGE, UserError
+from vm.known import Known
 from vm.results import NAME, Results
 from vm.run import say
 from vm.verdict import Answer, Judgement
@@ -181,7 +182,10 @@ def _run(chosen: Sequence[Mutant], given: argparse.Namespace) -> Mapping[str, Ju
     keep, printed = _Keep(), io.StringIO()
     with contextlib.redirect_stdout(printed), tempfile.TemporaryDirectory() as rejected:
         options += ["--rejected", rejected, str(ROOT / "tests" / "contract")]
+        known = Known(Path(rejected))
+        known.lay_out()
         code = pytest.main(options, plugins=[keep])
+        known.keep()
     if code == pytest.ExitCode.INTERRUPTED:
         raise KeyboardInterrupt
     if code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):

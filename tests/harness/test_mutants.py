@@ -14,6 +14,7 @@ from xml.etree import ElementTree
 import pytest
 
 from vm import hunt, matrix, mutants, series, verdict
+from vm.known import Known
 from vm.mutants import Mutant, Outcome
 from vm.target import split
 from vm.verdict import Answer
@@ -139,6 +140,24 @@ def test_a_rejection_is_told_once_and_ends_that_mutants_run_unless_all_is_asked(
             )
     assert capsys.readouterr().err.count("rejected by P1") == 1
     assert [path.name for path in tmp_path.iterdir()] == ([] if whole else ["1-named"])
+
+
+def test_the_next_run_begins_with_the_test_that_has_rejected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OOMTEST_CACHE", str(tmp_path / "cache"))
+    for number, found in (("1", {"1": "one[]"}), ("2", {"1": "one[]", "2": "two[]"})):
+        during = tmp_path / number
+        during.mkdir()
+        before = Known(during)
+        before.lay_out()
+        (during / f"{number}-named").write_text({"1": "one[]", "2": "two[]"}[number])
+        (during / f"{number}-other").write_text("not by a clause that must")
+        before.keep()
+        after = tmp_path / f"after {number}"
+        after.mkdir()
+        Known(after).lay_out()
+        assert Known(after).read() == found
 
 
 def test_picture_is_xml_with_a_box_for_each_clause() -> None:
