@@ -20,11 +20,11 @@ from vm.errors import LostVM
 from vm.outcome import Crash
 from vm.snapshot import Snapshot, scale
 
-# Seconds on hardware; times scale() when emulating.
+# Seconds on hardware; times scale() when emulating, but for PING.
 TEST = 30.0  # pytest-timeout's, inside the guest: it fails the test with a stack and goes on
 GRACE = 5.0  # what the guest may take beyond that before the host gives it up
 SILENCE = 5.0  # without a record or a console line, the guest is pinged
-PING = 3.0
+PING = 12.0  # until it must have answered, however fast it is: its host may not be
 
 
 def seed() -> str:
@@ -204,9 +204,9 @@ class Dispatcher:
         pinged, seen = False, 0
         while True:
             spent = time.monotonic() - began
-            patience = PING if pinged else SILENCE
+            patience = PING if pinged else SILENCE * factor
             try:
-                record = await machine.record(min(patience * factor, max(0.01, limit - spent)))
+                record = await machine.record(min(patience, max(0.01, limit - spent)))
             except TimeoutError:
                 if pinged:
                     return outcome.stuck(None, spent, machine.printed())
@@ -214,11 +214,11 @@ class Dispatcher:
                 quiet, seen = printed == seen, printed
                 if quiet or spent >= limit:
                     pinged = True
-                    limit = max(limit, spent + PING * factor)
+                    limit = max(limit, spent + PING)
                     await machine.send(ping=1)
                 continue
             event = record["event"]
-            if event == "pong" and spent + PING * factor >= limit:
+            if event == "pong" and spent + PING >= limit:
                 return outcome.stuck(str(record["text"]), spent, machine.printed())
             pinged = False
             if event == "started" and ahead and not self._ahead:
