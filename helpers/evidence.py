@@ -140,11 +140,11 @@ class Kmsg:
 
 
 # What a kernel says when it has found itself to be wrong, at the start of its message. Not what its
-# watchdogs say: a CPU or a task that got no time, which a busy host has for each; nor that tables
-# of lockdep's are full.
+# watchdogs and clocks say: a CPU or a task that got no time, which a busy host has for each; nor
+# that tables of lockdep's are full.
 SPLAT = re.compile(
-    r"(?:BUG: (?!workqueue lockup|MAX_)|WARNING: |Oops\b|general protection fault|kernel BUG at |"
-    r"list_(?:add|del) corruption|UBSAN: |"
+    r"(?:BUG: (?!workqueue lockup|MAX_)|WARNING: (?!timekeeping|(?:Under|Over)flow in clocksource)|"
+    r"Oops\b|general protection fault|kernel BUG at |list_(?:add|del) corruption|UBSAN: |"
     r"INFO: (?:trying to register non-static key|lockdep)|DEBUG_LOCKS_WARN_ON|"
     r"double fault|refcount_t: )"
 )

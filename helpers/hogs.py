@@ -6,6 +6,7 @@ than most tests when the machine is emulated.
 from __future__ import annotations
 
 import ctypes
+import gc
 import mmap
 import os
 import select
@@ -17,6 +18,7 @@ from contextlib import contextmanager
 from helpers import gate
 from helpers.evidence import Inconclusive, available
 from helpers.memcgs import MIB, Memcg, write
+from helpers.patience import slices
 from helpers.preflight import on_cpus
 
 VICTIM = 1000  # oom_score_adj: before anything else on the machine
@@ -28,7 +30,6 @@ ROOM = 4 * MIB  # that a child needs besides what it is to take
 EXIT_WAIT = 20.0
 KILL_WAIT = 8.0
 ROOM_WAIT = 2.0
-GLANCE = 0.4  # between two looks at a process, should a child of its own keep the pipe open
 LOOKS = 8  # at a process, each of which finds it asleep
 
 PTRACE_SEIZE, PTRACE_O_TRACEEXIT = 0x4206, 1 << 6
@@ -76,6 +77,7 @@ class Child:
             try:
                 # It must not run on into the worker's pytest, whatever happens here.
                 signal.signal(signal.SIGTERM, signal.SIG_DFL)
+                gc.disable()  # it would touch what is not a hog's to touch at a limit
                 _take(score)
                 if memcg is not None:
                     memcg.attach()
@@ -110,12 +112,15 @@ class Child:
 
         :returns: the exit status, negative for a signal; None if it still runs after ``seconds``.
         """
-        deadline = time.monotonic() + seconds
-        while self.alive() and time.monotonic() < deadline:
-            # Its end of the pipe closes as it ends. To look again and again costs an emulated hog
-            # as much time as it has itself, and memory when there is none.
-            if select.select([self._started], [], [], GLANCE)[0]:
+        for moment in slices(seconds):
+            if not self.alive():
+                break
+            # Its end of the pipe closes as it ends, unless a child of its own keeps it open. To
+            # look again and again costs an emulated hog as much time as it has itself, and memory
+            # when there is none.
+            if select.select([self._started], [], [], moment)[0]:
                 time.sleep(0.001)
+        self.alive()
         return self.status
 
     def asleep(self) -> bool:
@@ -136,10 +141,11 @@ class Child:
 
         :returns: False if it ends, or does not within ``seconds``.
         """
-        deadline = time.monotonic() + seconds
         seen = 0
-        while seen < LOOKS and self.alive() and time.monotonic() < deadline:
+        for _ in slices(seconds):
             seen = seen + 1 if self.asleep() else 0
+            if seen == LOOKS or not self.alive():
+                break
             time.sleep(0.01)
         return seen == LOOKS
 

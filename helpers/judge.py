@@ -8,10 +8,11 @@ import time
 from collections.abc import Sequence
 
 from helpers import gate
-from helpers.evidence import Deaf, Kill, Kmsg, Silent, Unproven, kills, meminfo
+from helpers.evidence import Deaf, Inconclusive, Kill, Kmsg, Silent, Unproven, kills, meminfo
 from helpers.hogs import CHUNK, Child, populate
 from helpers.listeners import Listener
 from helpers.memcgs import Memcg
+from helpers.patience import slices
 from helpers.preflight import on_cpus
 from helpers.triggers import MUCH, fence, memcg_oom, remove, system_oom
 
@@ -92,12 +93,11 @@ def witnessed(witness: Listener) -> None:
 
 def under_oom(memcg: Memcg, wanted: int) -> bool:
     """Wait for ``under_oom`` to become what is wanted."""
-    deadline = time.monotonic() + PATIENCE
-    while memcg.oom_control().under_oom != wanted:
-        if time.monotonic() > deadline:
-            return False
+    for _ in slices(PATIENCE):
+        if memcg.oom_control().under_oom == wanted:
+            return True
         time.sleep(0.01)
-    return True
+    return False
 
 
 def goes_on(hog: Child, memcg: Memcg) -> bool:
@@ -218,6 +218,7 @@ def somebody_dies(memcg: Memcg | None = None) -> None:
     :param memcg: where the hog lives; the worker's own if None.
     :raises Forbidden: unless system OOMs are allowed.
     :raises AssertionError: if nobody is, and the hog stands still or has got it all.
+    :raises Inconclusive: if somebody else, such as an OOM killer in user space, ends the hog.
     """
     gate.require("a system OOM")
     more = (meminfo("MemTotal") + meminfo("SwapTotal")) // CHUNK + 1
@@ -244,6 +245,8 @@ def somebody_dies(memcg: Memcg | None = None) -> None:
                 held, since = now, time.monotonic()
         kmsg.wait(lambda lines: Kill(hog.pid, memcg=False) in kills(lines), 1)
         somebody = any(not kill.memcg for kill in kills(kmsg.lines))
+        if not somebody and hog.status is not None and hog.status < 0:
+            raise Inconclusive(f"the hog ended by signal {-hog.status}, which no OOM tells of")
         how = "stands still" if hog.alive() else f"ended with status {hog.status}"
         assert somebody, f"all memory was asked for and more, the hog {how}, nobody was killed"
     finally:

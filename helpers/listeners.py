@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from helpers.evidence import Inconclusive
 from helpers.memcgs import Memcg, write
+from helpers.patience import slices
 
 
 def register(memcg: Memcg, eventfd: int, control: int, arguments: str = "") -> int:
@@ -97,7 +98,7 @@ class Listener:
         """
         poll = select.poll()
         poll.register(self.fd, select.POLLIN)
-        return bool(poll.poll(seconds * 1000))
+        return any(poll.poll(moment * 1000) for moment in slices(seconds))
 
     def wait(self, seconds: float) -> int:
         """Signals since the last call, waiting for the first one.

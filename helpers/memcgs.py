@@ -10,7 +10,7 @@ from typing import Any
 
 from cgroupspy.nodes import Node
 
-from helpers.evidence import Inconclusive
+from helpers.evidence import Inconclusive, meminfo
 
 MIB = 1 << 20
 
@@ -102,11 +102,14 @@ class Memcg:
         former alone swaps instead of being killed.
 
         :param size: in bytes.
+        :raises Inconclusive: if it has none, and there is swap: nobody is killed for the former.
         """
         swap = self.file("memory.memsw.limit_in_bytes")
         write(swap, "-1")  # never the lower one of the two
         put(self.file("memory.limit_in_bytes"), str(size))
         write(swap, str(size))
+        if size >= 0 and not os.path.exists(swap) and meminfo("SwapTotal"):
+            raise Inconclusive("no limit of memory and swap here: swapoff -a, or swapaccount=1")
 
     @property
     def usage(self) -> int:

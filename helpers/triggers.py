@@ -16,6 +16,7 @@ from helpers import gate, hogs
 from helpers.evidence import NOBODY, Inconclusive, Kill, Kmsg, kills
 from helpers.hogs import Bait, Child
 from helpers.memcgs import MIB, Memcg, put, write
+from helpers.patience import slices
 
 SMALL = 2 * MIB  # a limit that a forked child hits at once
 MUCH = 16 * MIB  # more than that
@@ -196,16 +197,14 @@ def remove(memcg: Memcg, seconds: float = 10.0) -> None:
 
     :raises OSError: if it is busy for longer than ``seconds``.
     """
-    deadline = time.monotonic() + seconds
-    while True:
+    for _ in slices(seconds):
         try:
             return memcg.remove()
         except FileNotFoundError:
             return None
         except OSError:
-            if time.monotonic() > deadline:
-                raise
             time.sleep(0.01)
+    return memcg.remove()
 
 
 def sysrq_f() -> None:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from helpers.evidence import Inconclusive
 from helpers.hogs import SPARED, Child, state, wait_for_room
 from helpers.listeners import Listener
+from helpers.patience import slices
 
 READY = 10.0  # seconds until a waiter must be asleep
 MCL_CURRENT = 1
@@ -118,7 +119,6 @@ class Waiter:
             prepare()
             way(listener.fd)
 
-        wait_for_a_copy()
         self.child = Child(body, score=SPARED)
         _settle(self.child.pid, self.name)
 
@@ -154,7 +154,10 @@ class Thread:
 
     def woken(self, seconds: float) -> bool:
         """Whether it has ended its wait, within ``seconds``."""
-        self.thread.join(seconds)
+        for moment in slices(seconds):
+            self.thread.join(moment)
+            if not self.thread.is_alive():
+                break
         return not self.thread.is_alive()
 
     def close(self) -> None:

@@ -21,7 +21,7 @@ from helpers.listeners import Listener, register
 from helpers.memcgs import Memcg, put, write
 from helpers.triggers import MUCH, remove, system_oom
 from helpers.versions import need, release
-from helpers.waiters import Waiter, poll
+from helpers.waiters import Waiter, poll, refusal
 
 Listen = Callable[..., Listener]
 
@@ -115,7 +115,7 @@ def registers(memcg: Memcg, given: int | None = None) -> int:
             trouble = error.errno or 255
         os._exit(trouble)
 
-    return Child(body, score=SPARED).wait() or 0
+    return refusal(Child(body, score=SPARED))
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from helpers.hogs import Child, exhaust, sleep_forever
 from helpers.judge import PATIENCE
 from helpers.listeners import Listener
 from helpers.memcgs import Memcg
+from helpers.patience import slices
 from helpers.preflight import sysctl
 from helpers.triggers import Proof, hog_at_limit, memcg_oom, sysrq_f, sysrq_kill, system_oom
 from helpers.versions import need, release
@@ -34,11 +35,13 @@ def counted(cause: Callable[[], Proof]) -> list[str]:
     kmsg = Kmsg()
     try:
         cause()
-        told, now = -1, before
-        while told != len(kills(kmsg.read())):  # nothing more in between
-            told, now = len(kills(kmsg.lines)), vmstat("oom_kill")
-        if before is not None and now is not None:
-            assert now - before == told, f"{told} were killed, and vmstat counts {now - before}"
+        for _ in slices(PATIENCE):  # a further victim is counted before the log tells of it
+            told, now = len(kills(kmsg.read())), vmstat("oom_kill")
+            if before is None or now is None or now - before == told:
+                break
+            time.sleep(0.02)
+        else:
+            raise AssertionError(f"{told} were killed, vmstat counted {before}, and then {now}")
         return kmsg.lines
     finally:
         kmsg.close()

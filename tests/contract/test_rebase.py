@@ -28,6 +28,7 @@ from helpers.judge import (
 )
 from helpers.listeners import Listener, register, register_often
 from helpers.memcgs import MIB, Memcg, line, write
+from helpers.patience import slices
 from helpers.preflight import sysctl
 from helpers.triggers import (
     blocked_hog,
@@ -39,7 +40,7 @@ from helpers.triggers import (
     sysrq_nobody,
     system_oom,
 )
-from helpers.waiters import Waiter, poll, stay_resident
+from helpers.waiters import Waiter, poll, stay_resident, wait_for_a_copy
 from helpers.whitebox import Whitebox
 
 Make = Callable[..., Memcg]
@@ -169,10 +170,11 @@ def memcgs_there() -> int:
 
 def left_of(wanted: int, seconds: float) -> int:
     """How many memcgs are there once they are no more than wanted, or the time is over."""
-    deadline = time.monotonic() + seconds
-    while memcgs_there() > wanted and time.monotonic() < deadline:
+    for _ in slices(seconds):
+        if (there := memcgs_there()) <= wanted:
+            break
         time.sleep(0.05)
-    return memcgs_there()
+    return there
 
 
 def kept(
@@ -188,6 +190,8 @@ def kept(
         if heard:
             listener.on(home)
         cause(home)
+        # What another CPU keeps of its pages, to put them in a list later, keeps the memcg as well.
+        write(home.file("memory.force_empty"), "0")
         remove(home)
         listener.close()
     return left_of(before + KEPT, 3 * PATIENCE) - before
@@ -402,6 +406,7 @@ def test_listeners_leave_while_others_are_told(root: Memcg, listen: Listen, slow
                 one.close()
 
         with apart() as hog:
+            wait_for_a_copy()
             leaver = Waiter(herald, leave, prepare=register)
             try:
                 system_oom(allocator=root, body=hog)

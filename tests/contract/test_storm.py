@@ -28,7 +28,7 @@ from helpers.memcgs import Memcg
 from helpers.storm import Storm
 from helpers.triggers import MUCH, SMALL, hog_at_limit, system_oom
 from helpers.versions import need
-from helpers.waiters import Waiter, poll, refusal, stay_resident
+from helpers.waiters import Waiter, poll, refusal, stay_resident, wait_for_a_copy
 from helpers.whitebox import Whitebox
 
 pytestmark = pytest.mark.system_oom
@@ -108,6 +108,7 @@ def test_root_takes_a_listener_during_a_system_oom(
         witness.on(root)
     herald.on(root)
     with apart() as hog:
+        wait_for_a_copy()
         registering = Waiter(herald, partial(register_when_told, root, late, 1))
         try:
             system_oom(allocator=root, body=hog)
@@ -131,6 +132,7 @@ def test_registering_on_root_during_a_system_oom_does_not_signal(
     for left in reversed(range(TRIES)):
         late = Listener("latecomer")
         with apart() as hog:
+            wait_for_a_copy()
             registering = Waiter(herald, partial(register_when_told, root, late, 2))
             try:
                 system_oom(allocator=root, body=hog)

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -15,6 +14,7 @@ from helpers.hogs import Child
 from helpers.judge import PATIENCE, fires, settled
 from helpers.listeners import Listener
 from helpers.memcgs import Memcg, put
+from helpers.patience import slices
 from helpers.triggers import system_oom
 from helpers.waiters import WAYS, Thread, Waiter, block, poll, second_edge
 
@@ -26,8 +26,12 @@ FULL = (1 << 64) - 2  # the most that write(2) puts into an eventfd; the kernel 
 
 def wakes(waiters: Sequence[Waiter | Thread]) -> None:
     """Each of these was woken by the system OOM that was just proven."""
-    deadline = time.monotonic() + PATIENCE
-    asleep = [one for one in waiters if not one.woken(max(0.0, deadline - time.monotonic()))]
+    asleep = list(waiters)
+    for moment in slices(PATIENCE):
+        asleep[0].woken(moment)
+        asleep = [one for one in asleep if not one.woken(0)]
+        if not asleep:
+            break
     names = ", ".join(one.name for one in asleep)
     if len(asleep) == len(waiters):
         raise Silent(f"a proven system OOM woke nobody who waited: {names}")
