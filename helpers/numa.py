@@ -8,10 +8,11 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from helpers.evidence import CONSTRAINT, Inconclusive
 from helpers.hogs import exhaust
 from helpers.memcgs import Memcg, put
 from helpers.preflight import find_mount
-from helpers.triggers import remove
+from helpers.triggers import Proof, remove
 
 NODES = "/sys/devices/system/node/has_memory"
 SET_MEMPOLICY = {"x86_64": 238, "aarch64": 237}
@@ -76,3 +77,13 @@ def cpuset(node: int) -> Iterator[str | None]:
         yield f"{path}/cgroup.procs"
     finally:
         remove(made)
+
+
+def confined(proof: Proof, wanted: str) -> None:
+    """The kernel says that this OOM was confined, and by what.
+
+    :raises Inconclusive: if it does not.
+    """
+    seen = {match[1] for line in proof.lines if (match := CONSTRAINT.match(line))}
+    if seen != {wanted}:
+        raise Inconclusive(f"the kernel speaks of {', '.join(seen) or 'no constraint'}")

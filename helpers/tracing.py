@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Self
@@ -22,6 +23,7 @@ GROUP = "oomtest"
 # What signals an eventfd: since 6.8 the first is a macro, and before, a port may call the second.
 SIGNAL = ("eventfd_signal", "eventfd_signal_mask")
 FIRST_ARGUMENT = {"x86_64": "%di", "aarch64": "%x0"}
+KILL = "signal_generate"  # the tracepoint (include/trace/events/signal.h)
 EVENT = re.compile(
     r"-(?P<pid>\d+) +\[\d+\] \S+ +(?P<time>\d+\.\d+): (?P<name>\w+): (?P<text>.*)$", re.MULTILINE
 )
@@ -107,6 +109,11 @@ class Tracer:
             return
         for event, word in zip(between, ("enable_event", "disable_event"), strict=True):
             self.file(f"events/{GROUP}/{event}/trigger", f"{word}:{GROUP}:{name}")
+
+    def kills(self) -> None:
+        """Record every SIGKILL that is sent, as :data:`KILL`, and by whom."""
+        self.file(f"events/signal/{KILL}/filter", f"sig == {signal.SIGKILL:d}")
+        self.file(f"events/signal/{KILL}/enable", "1")
 
     def events(self) -> list[Event]:
         """What was recorded so far, in order."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""S2 and P12: what a system OOM costs, against the number of memcgs and of listeners on them.
+"""S2: what a system OOM costs, against the number of memcgs and of listeners on them.
 
 Not the whole of it: reclaim walks every memcg, on any kernel. What is timed is what stands between
 out_of_memory() being called and its first look at a process, which is where listeners are told.
@@ -13,7 +13,6 @@ from collections.abc import Callable
 import pytest
 
 from helpers.evidence import Inconclusive
-from helpers.judge import deferred, fires
 from helpers.listeners import Listener, register_often
 from helpers.memcgs import Memcg
 from helpers.tracing import Event, Tracer
@@ -125,23 +124,3 @@ def test_cost_does_not_grow(
         crowd(memcg(), below)
         judge(f"listeners below root: {CROWD}")
     below.close()
-
-
-@pytest.mark.clause("P12")
-def test_one_signal_for_each_call(
-    root: Memcg, memcg: Make, listen: Callable[..., Listener]
-) -> None:
-    for _ in range(10):
-        memcg()
-    listener = listen(root, "root")
-    with Tracer() as tracer:
-        tracer.probe("called", "out_of_memory")
-        system_oom(allocator=root)
-        (count,) = fires(listener)
-        deferred(root)
-        count += listener.count()
-        calls = len(tracer.events())
-    if not calls:
-        raise Inconclusive("out_of_memory() was not seen to be called")
-    # A call that returns early signals nobody, so that there may be fewer signals.
-    assert count <= calls, f"{count} signals for {calls} calls of out_of_memory()"

@@ -47,7 +47,7 @@ def name(number: int) -> str:
 
 
 @pytest.mark.clause("I1")
-def test_roots_killer_cannot_be_disabled(root: Memcg) -> None:
+def test_roots_killer_cannot_be_disabled(root: Memcg, memcg: Make) -> None:
     for text in ("1", "0", "2", "-1", "1\n", "0\n", "garbage", " 1"):
         got = write(root.file("memory.oom_control"), text)
         assert name(got) == "EINVAL", f"writing {text!r} to root's memory.oom_control: {name(got)}"
@@ -55,6 +55,8 @@ def test_roots_killer_cannot_be_disabled(root: Memcg) -> None:
         assert (now.oom_kill_disable, now.under_oom) == (0, 0), (
             f"writing {text!r} to root's memory.oom_control changed it"
         )
+        inherited = memcg().oom_control().oom_kill_disable
+        assert not inherited, f"a memcg that is made after {text!r} was refused has no killer"
 
 
 @pytest.mark.clause("I1")

@@ -8,13 +8,12 @@ from collections.abc import Callable
 import pytest
 
 from helpers import gate, numa
-from helpers.evidence import CONSTRAINT, Inconclusive
 from helpers.hogs import exhaust
 from helpers.judge import fires
 from helpers.listeners import Listener
 from helpers.memcgs import Memcg, put
 from helpers.preflight import sysctl
-from helpers.triggers import Proof, system_oom
+from helpers.triggers import system_oom
 
 pytestmark = [
     pytest.mark.system_oom,
@@ -25,13 +24,6 @@ pytestmark = [
 ]
 
 Listen = Callable[..., Listener]
-
-
-def confined(proof: Proof, wanted: str) -> None:
-    """The kernel says that this OOM was confined."""
-    seen = {match[1] for line in proof.lines if (match := CONSTRAINT.match(line))}
-    if seen != {wanted}:
-        raise Inconclusive(f"the kernel speaks of {', '.join(seen) or 'no constraint'}")
 
 
 @pytest.mark.parametrize(
@@ -46,7 +38,7 @@ def test_memory_policy(root: Memcg, listen: Listen, which: int, panic: str) -> N
     # 1 is not for these (check_panic_on_oom(), mm/oom_kill.c).
     with sysctl("vm/panic_on_oom", panic):
         proof = system_oom(allocator=root, body=lambda: numa.exhaust_node(node))
-    confined(proof, "CONSTRAINT_MEMORY_POLICY")
+    numa.confined(proof, "CONSTRAINT_MEMORY_POLICY")
     fires(listener)
 
 
@@ -62,5 +54,5 @@ def test_cpuset(root: Memcg, memcg: Callable[..., Memcg], listen: Listen, below:
             put(procs, "0")
             exhaust()
 
-        confined(system_oom(allocator=home, body=body), "CONSTRAINT_CPUSET")
+        numa.confined(system_oom(allocator=home, body=body), "CONSTRAINT_CPUSET")
     fires(listener)

@@ -110,15 +110,17 @@ def test_every_listener_is_signalled_alike(root: Memcg, listen: Listen, count: i
 
 @pytest.mark.clause("P3")
 def test_listener_registered_twice_is_signalled_twice(root: Memcg, listen: Listen) -> None:
-    before, twice = listen(root, "before"), listen(root, "twice")
+    before, twice, thrice = (listen(root, name) for name in ("before", "twice", "thrice"))
+    thrice.on(root).on(root)
     between = listen(root, "between")
     twice.on(root)
     after = listen(root, "after")
-    listeners = [before, twice, between, after]
+    listeners = [before, twice, thrice, between, after]
     system_oom(allocator=root)
-    one, double, other, last = settled(root, listeners, fires(*listeners))
+    one, double, triple, other, last = settled(root, listeners, fires(*listeners))
     assert one == other == last, "the single ones differ"
     assert double == 2 * one, "the double one does not have twice their count"
+    assert triple == 3 * one, "who registered three times in a row does not have thrice their count"
 
 
 @pytest.mark.clause("P3")

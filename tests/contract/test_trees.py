@@ -6,9 +6,11 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 
+from helpers import gate, numa
 from helpers.bursts import burst
 from helpers.evidence import Inconclusive, Unproven
 from helpers.judge import PATIENCE, alive_on, alive_on_root, fires, settled, stays_silent, witnessed
@@ -182,3 +184,20 @@ def test_pressure_level_on_root_is_not_signalled_by_the_oom(root: Memcg, listen:
     if not signalled:
         raise Inconclusive("the OOM killer was not seen to signal anybody")
     assert len(signalled) == 1, f"the OOM killer signalled {len(signalled)} eventfds, not one"
+
+
+@pytest.mark.clause("N1")
+@pytest.mark.profile("numa")
+@pytest.mark.skipif(len(numa.nodes()) < 2, reason="needs two memory nodes")
+def test_an_oom_of_one_node_does_not_signal_a_memcg(
+    root: Memcg, memcg: Make, listen: Listen
+) -> None:
+    gate.require("a system OOM")
+    listen(root, "root")
+    below = [listen(memcg(), name) for name in ("the hog's", "another")]
+    body = partial(numa.exhaust_node, numa.nodes()[-1])
+    numa.confined(system_oom(allocator=below[0].memcg, body=body), "CONSTRAINT_MEMORY_POLICY")
+    stays_silent(root, *below, after="a system OOM of one node")
+    for one in below:
+        assert one.memcg is not None
+        alive_on(one.memcg, one)

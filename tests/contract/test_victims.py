@@ -215,11 +215,12 @@ def home_of(where: str, root: Memcg, memcg: Make) -> Memcg:
 
 
 @pytest.mark.clause("K6")
-@pytest.mark.parametrize("where", HOMES)
+@pytest.mark.parametrize(("where", "heard"), [*((home, True) for home in HOMES), ("root", False)])
 def test_a_hog_beyond_capacity_does_not_go_on(
-    root: Memcg, memcg: Make, listen: Listen, where: str
+    root: Memcg, memcg: Make, listen: Listen, where: str, heard: bool
 ) -> None:
-    listen(root, "root")
+    if heard:
+        listen(root, "root")
     somebody_dies(home_of(where, root, memcg))
 
 
@@ -283,10 +284,18 @@ def test_panic_on_oom_is_not_for_these(root: Memcg, memcg: Make, cause: str) -> 
 
 
 @pytest.mark.clause("K6")
-@pytest.mark.parametrize("where", HOMES)
-def test_allocating_task_is_killed_without_a_search(root: Memcg, memcg: Make, where: str) -> None:
+@pytest.mark.parametrize(
+    ("where", "heard"),
+    [*((home, False) for home in HOMES), ("root", True), ("below root", True)],
+)
+def test_allocating_task_is_killed_without_a_search(
+    root: Memcg, memcg: Make, listen: Listen, where: str, heard: bool
+) -> None:
     told = "Out of memory (oom_kill_allocating_task): "
     home = home_of(where, root, memcg)
+    if heard:
+        for one in (root, home):
+            listen(one, f"on {one}")
     with sysctl("vm/oom_kill_allocating_task", "1"):
         # A kernel thread that runs out of memory cannot be killed for it, and has a search made.
         found = any(

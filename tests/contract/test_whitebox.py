@@ -26,7 +26,7 @@ from helpers.judge import (
 from helpers.listeners import Listener
 from helpers.memcgs import MIB, Memcg
 from helpers.preflight import sysctl
-from helpers.tracing import SIGNAL, Tracer
+from helpers.tracing import KILL, SIGNAL, Tracer
 from helpers.triggers import MUCH, hog_at_limit, memcg_oom, system_oom
 from helpers.whitebox import Counts, Whitebox
 
@@ -262,6 +262,7 @@ def test_allocation_that_may_fail_keeps_root_silent(
         ("retry_mayfail", 0, "__GFP_RETRY_MAYFAIL"),
         ("kernel", 9, "order=9"),
         ("thisnode", 0, "__GFP_THISNODE"),
+        ("dma32", 0, "GFP_DMA32"),
     ],
 )
 def test_allocation_that_may_fail_kills_nobody(
@@ -285,14 +286,13 @@ def test_signal_precedes_the_kill(root: Memcg, listen: Listen) -> None:
     listener = listen(root, "root")
     with Tracer() as tracer:
         tracer.probe("signal", *SIGNAL)
-        tracer.file("events/signal/signal_generate/filter", f"sig == {signal.SIGKILL:d}")
-        tracer.file("events/signal/signal_generate/enable", "1")
+        tracer.kills()
         system_oom(allocator=root)
         fires(listener)
         names = [event.name for event in tracer.events()]
-    if not {"signal", "signal_generate"} <= set(names):
+    if not {"signal", KILL} <= set(names):
         raise Inconclusive(f"the trace lacks the signal or the kill: {names}")
-    killed_first = names.index("signal_generate") < names.index("signal")
+    killed_first = names.index(KILL) < names.index("signal")
     assert not killed_first, "the victim was killed before root was signalled"
 
 
