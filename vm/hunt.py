@@ -62,13 +62,15 @@ class Hunt:
         return guests.routes[item.nodeid][0].name
 
     def _rank(self, item: pytest.Item) -> int:
-        """Where its clause stands among those that must reject the mutant, or behind them."""
-        clause = next(item.iter_markers("clause")).args[0]
+        """Where its clause stands among those that must reject the mutant, or behind them.
+
+        Before them all stands the test that rejected it the last time.
+        """
         kernel = self._kernel(item)
         mutant = self._mutant(kernel)
         if self.known.get(str(mutant.number)) == _bare(item.nodeid, kernel):
             return -1
-        named = mutant.clauses
+        clause, named = next(item.iter_markers("clause")).args[0], mutant.clauses
         return named.index(clause) if clause in named else len(named)
 
     def _mark(self, mutant: Mutant, *, named: bool) -> Path:
