@@ -8,6 +8,8 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import pytest
+
 from helpers.evidence import CONSTRAINT, Inconclusive
 from helpers.hogs import exhaust
 from helpers.memcgs import Memcg, put
@@ -33,6 +35,10 @@ def nodes() -> list[int]:
         first, _, last = part.partition("-")
         found.extend(range(int(first), int(last or first) + 1))
     return found
+
+
+# Without NUMA such tests are skipped, not failed: the reason says what is missing.
+two_nodes = pytest.mark.skipif(len(nodes()) < 2, reason="needs two memory nodes")
 
 
 def bind(node: int) -> None:

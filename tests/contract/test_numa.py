@@ -19,8 +19,7 @@ pytestmark = [
     pytest.mark.system_oom,
     pytest.mark.clause("P6"),
     pytest.mark.profile("numa"),
-    # Without NUMA these are skipped, not failed: the reason says what is missing.
-    pytest.mark.skipif(len(numa.nodes()) < 2, reason="needs two memory nodes"),
+    numa.two_nodes,
 ]
 
 Listen = Callable[..., Listener]

@@ -81,7 +81,7 @@ def test_panic_on_oom_panics(root: Memcg, listen: Callable[..., Listener]) -> No
 @pytest.mark.clause("K6")
 @pytest.mark.system_oom
 @pytest.mark.profile("numa")
-@pytest.mark.skipif(len(numa.nodes()) < 2, reason="needs two memory nodes")
+@numa.two_nodes
 @dies(COMPULSORY)
 def test_panic_on_oom_2_panics_in_any_oom(root: Memcg, listen: Callable[..., Listener]) -> None:
     listen(root, "root")
@@ -123,7 +123,7 @@ def test_nobody_to_kill_panics(root: Memcg, listen: Callable[..., Listener]) -> 
 @pytest.mark.clause("K6")
 @pytest.mark.system_oom
 @pytest.mark.profile("numa")
-@pytest.mark.skipif(len(numa.nodes()) < 2, reason="needs two memory nodes")
+@numa.two_nodes
 def test_panic_on_oom_is_not_for_one_node(root: Memcg, listen: Callable[..., Listener]) -> None:
     listen(root, "root")
     gate.require("a panic")

@@ -188,7 +188,7 @@ def test_pressure_level_on_root_is_not_signalled_by_the_oom(root: Memcg, listen:
 
 @pytest.mark.clause("N1")
 @pytest.mark.profile("numa")
-@pytest.mark.skipif(len(numa.nodes()) < 2, reason="needs two memory nodes")
+@numa.two_nodes
 def test_an_oom_of_one_node_does_not_signal_a_memcg(
     root: Memcg, memcg: Make, listen: Listen
 ) -> None:

@@ -182,7 +182,7 @@ def test_memcg_oom_that_finds_nobody_lets_the_charge_fail(
 
 @pytest.mark.clause("K6")
 @pytest.mark.profile("numa")
-@pytest.mark.skipif(len(numa.nodes()) < 2, reason="needs two memory nodes")
+@numa.two_nodes
 def test_an_oom_of_one_node_kills_nobody_of_another(root: Memcg, listen: Listen) -> None:
     listen(root, "root")
 
