@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 from _pytest.outcomes import Skipped
 
+from helpers.patience import slices
+
 
 class Silent(AssertionError):
     """A proven system OOM and a listener on root that was not signalled.
@@ -127,12 +129,11 @@ class Kmsg:
 
     def wait(self, done: Callable[[list[str]], bool], seconds: float) -> bool:
         """Read until ``done(lines)``; False if that did not come true within ``seconds``."""
-        deadline = time.monotonic() + seconds
-        while not done(self.read()):
-            if time.monotonic() > deadline:
-                return False
+        for _ in slices(seconds):
+            if done(self.read()):
+                return True
             time.sleep(0.01)
-        return True
+        return done(self.read())
 
     def close(self) -> None:
         """Let go of the log."""

@@ -206,8 +206,9 @@ def wait_for_room(size: int) -> None:
     :param size: in bytes; what a child needs besides comes on top of it.
     """
     size += ROOM
-    deadline = time.monotonic() + ROOM_WAIT
-    while available() < size and time.monotonic() < deadline:
+    for _ in slices(ROOM_WAIT):
+        if available() >= size:
+            return
         time.sleep(0.01)
 
 

@@ -234,15 +234,19 @@ def somebody_dies(memcg: Memcg | None = None) -> None:
         except OSError:  # it has just gone
             return ""
 
+    def gets_further() -> bool:
+        held = filled()
+        for _ in slices(4 * PATIENCE):
+            time.sleep(0.05)
+            if filled() != held:
+                return True
+        return False
+
     kmsg = Kmsg()
     hog = Child(body, memcg)
     try:
-        held, since = filled(), time.monotonic()
-        while hog.alive() and time.monotonic() - since < 4 * PATIENCE:
-            time.sleep(0.05)
-            now = filled()
-            if now != held:
-                held, since = now, time.monotonic()
+        while hog.alive() and gets_further():
+            pass
         kmsg.wait(lambda lines: Kill(hog.pid, memcg=False) in kills(lines), 1)
         somebody = any(not kill.memcg for kill in kills(kmsg.lines))
         if not somebody and hog.status is not None and hog.status < 0:

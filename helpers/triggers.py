@@ -139,16 +139,14 @@ def hog_at_limit(
 
 def _settle_limit(memcg: Memcg, limit: int, seconds: float = 20.0) -> None:
     """Set a limit, once what earlier victims held has been given back: that is EBUSY till then."""
-    deadline = time.monotonic() + seconds
-    while True:
+    for _ in slices(seconds):
         try:
             return memcg.limit(limit)
         except OSError as error:
             if error.errno != errno.EBUSY:
                 raise
-            if time.monotonic() > deadline:
-                raise Inconclusive(f"{memcg}: in use beyond a limit of {limit} bytes") from None
-            time.sleep(0.01)
+        time.sleep(0.01)
+    raise Inconclusive(f"{memcg}: in use beyond a limit of {limit} bytes")
 
 
 def memcg_oom(
@@ -281,10 +279,11 @@ def blocked_hog(memcg: Memcg, limit: int = SMALL, within: Memcg | None = None) -
     """
     memcg.disable_killer()
     hog = hog_at_limit(memcg, within, limit, score=hogs.SPARED)
-    deadline = time.monotonic() + 30
-    while not (memcg.oom_control().under_oom and hog.asleep()):
-        if time.monotonic() > deadline or not hog.alive():
-            hog.kill()
-            raise Inconclusive(f"{memcg} did not get under OOM with its killer disabled")
+    for _ in slices(30):
+        if memcg.oom_control().under_oom and hog.asleep():
+            return hog
+        if not hog.alive():
+            break
         time.sleep(0.01)
-    return hog
+    hog.kill()
+    raise Inconclusive(f"{memcg} did not get under OOM with its killer disabled")

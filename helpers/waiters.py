@@ -92,11 +92,11 @@ WAYS: dict[str, Callable[[int], None]] = {
 
 def _settle(task: int | str, name: str) -> None:
     """Wait until a task waits, interruptibly."""
-    deadline = time.monotonic() + READY
-    while state(task) != "S":
-        if time.monotonic() > deadline:
-            raise Inconclusive(f"{name}: does not get to wait")
+    for _ in slices(READY):
+        if state(task) == "S":
+            return
         time.sleep(0.005)
+    raise Inconclusive(f"{name}: does not get to wait")
 
 
 class Waiter:
