@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 
 from helpers.evidence import Inconclusive
-from helpers.hogs import SPARED, Child, state, wait_for_room
+from helpers.hogs import ROOM, SPARED, Child, state, wait_for_room
 from helpers.listeners import Listener
 from helpers.patience import slices
 
@@ -21,9 +21,13 @@ MCL_CURRENT = 1
 
 
 def wait_for_a_copy() -> None:
-    """Wait for memory that a copy of this process has room in; see :func:`stay_resident`."""
+    """Wait for memory that a copy of this process has room in; see :func:`stay_resident`.
+
+    Some more is left to whoever is started beside it.
+    """
     with open("/proc/self/statm", encoding="ascii") as file:
-        wait_for_room(int(file.read().split()[1]) * mmap.PAGESIZE)
+        _, resident, shared, *_ = map(int, file.read().split())
+    wait_for_room((resident - shared) * mmap.PAGESIZE + ROOM)
 
 
 def stay_resident() -> None:
@@ -93,8 +97,14 @@ WAYS: dict[str, Callable[[int], None]] = {
 def _settle(task: int | str, name: str) -> None:
     """Wait until a task waits, interruptibly."""
     for _ in slices(READY):
-        if state(task) == "S":
+        try:
+            doing = state(task)
+        except OSError:  # a thread leaves nothing behind
+            doing = "X"
+        if doing == "S":
             return
+        if doing in "XZ":
+            raise Inconclusive(f"{name}: who was to wait for it has ended")
         time.sleep(0.005)
     raise Inconclusive(f"{name}: does not get to wait")
 
@@ -120,7 +130,11 @@ class Waiter:
             way(listener.fd)
 
         self.child = Child(body, score=SPARED)
-        _settle(self.child.pid, self.name)
+        try:
+            _settle(self.child.pid, self.name)
+        except BaseException:
+            self.child.kill()
+            raise
 
     def woken(self, seconds: float) -> bool:
         """Whether it has ended its wait, within ``seconds``."""

@@ -96,6 +96,9 @@ def prepare() -> dict[str, Any]:
     write("/proc/sys/kernel/printk", "4")
     # With the default heuristic, mmap refuses what would have caused the OOM (mm/util.c).
     write("/proc/sys/vm/overcommit_memory", "1")
+    # Since 6.7 a CPU may keep many MiB of free pages to itself, and it is not asked for them when
+    # nothing can be reclaimed (__alloc_pages_direct_reclaim(), mm/page_alloc.c).
+    write("/proc/sys/vm/percpu_pagelist_high_fraction", "1000")
     # Whoever moves a process into a memcg waits for a grace period of RCU, a matter of ticks
     # (percpu_down_write(), kernel/locking/percpu-rwsem.c). call_rcu() is as before.
     write("/sys/kernel/rcu_expedited", "1")
