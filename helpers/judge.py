@@ -210,12 +210,13 @@ def alive_on(memcg: Memcg, *listeners: Listener) -> None:
             raise Unproven(f"silent as it should be, but so is {one.name} in an OOM of {memcg}")
 
 
-def somebody_dies(memcg: Memcg | None = None) -> None:
+def somebody_dies(memcg: Memcg | None = None) -> list[str]:
     """A hog that wants more memory than there is gets somebody killed.
 
     Where :func:`helpers.triggers.system_oom` only finds no proof, this is a judgement.
 
     :param memcg: where the hog lives; the worker's own if None.
+    :returns: what the log says meanwhile.
     :raises Forbidden: unless system OOMs are allowed.
     :raises AssertionError: if nobody is, and the hog stands still or has got it all.
     :raises Inconclusive: if somebody else, such as an OOM killer in user space, ends the hog.
@@ -227,34 +228,40 @@ def somebody_dies(memcg: Memcg | None = None) -> None:
         for _ in range(more):
             populate(CHUNK)
 
-    def filled() -> str:
+    def filled() -> bytes:
         try:
-            with open(f"/proc/{hog.pid}/statm", encoding="ascii") as file:
-                return file.read().split()[1]
+            return os.pread(statm, 64, 0).split()[1]
         except OSError:  # it has just gone
-            return ""
+            return b""
 
     def gets_further() -> bool:
         held = filled()
         for _ in slices(4 * PATIENCE):
             time.sleep(0.05)
-            if filled() != held:
+            kmsg.read()
+            if filled() != held or not hog.alive():
                 return True
         return False
 
     kmsg = Kmsg()
     hog = Child(body, memcg)
+    statm = os.open(f"/proc/{hog.pid}/statm", os.O_RDONLY)
     try:
+        # Whatever takes memory here that it has not taken before, while there is some, may be what
+        # gets the hog killed.
         while hog.alive() and gets_further():
             pass
-        kmsg.wait(lambda lines: Kill(hog.pid, memcg=False) in kills(lines), 1)
+        if hog.status is not None:
+            kmsg.wait(lambda lines: Kill(hog.pid, memcg=False) in kills(lines), 1)
         somebody = any(not kill.memcg for kill in kills(kmsg.lines))
         if not somebody and hog.status is not None and hog.status < 0:
             raise Inconclusive(f"the hog ended by signal {-hog.status}, which no OOM tells of")
         how = "stands still" if hog.alive() else f"ended with status {hog.status}"
         assert somebody, f"all memory was asked for and more, the hog {how}, nobody was killed"
+        return list(kmsg.lines)
     finally:
         hog.kill()
+        os.close(statm)
         kmsg.close()
 
 
