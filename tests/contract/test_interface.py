@@ -7,6 +7,7 @@ import errno
 import itertools
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -36,7 +37,7 @@ Make = Callable[..., Memcg]
 Listen = Callable[..., Listener]
 MANY, FEW = 60, 8
 # To signal all costs the square of OFTEN, to close them that of its product with MANY.
-OFTEN, ROUNDS, TRIES = 40, 4, 3
+OFTEN, ROUNDS, TRIES = 40, 4, 12
 THRESHOLD = 4 * MIB
 ENTRY = 32  # bytes; a list's links and an eventfd, as the allocator rounds them up
 
@@ -170,18 +171,26 @@ def test_memory_of_who_has_left_is_given_back(root: Memcg) -> None:
     come_and_go(root)  # from here on there are slabs enough for all who are there at a time
     registrations = MANY * OFTEN * ROUNDS
     least = ENTRY * registrations
-    left = least
-    for _ in range(TRIES):  # the kernel takes memory for other things as well, but not each time
+    left, given_back = least, 0
+    # The kernel takes memory for other things as well, but not each time: where it sleeps to strike
+    # somebody off, for some hundreds of kworkers. And it may free this later: what is left to RCU
+    # waits for 5 s (kfree_rcu(), kernel/rcu/tree.c) or 10 (CONFIG_RCU_LAZY).
+    for more in reversed(range(TRIES)):
         before = meminfo("SUnreclaim")
         come_and_go(root)
-        left = min(left, meminfo("SUnreclaim") - before)
-        if left < least // 2:
+        for _ in slices(0 if more else 4 * PATIENCE):
+            left = meminfo("SUnreclaim") - before
+            if left < least // 2:
+                given_back += 1
+                break
+            time.sleep(0.05)
+        if given_back == 2:  # once may be something else that was given back meanwhile
             return
     before = meminfo("SUnreclaim")
     come_and_go(root, often=0)
     if meminfo("SUnreclaim") - before > least // 4:
         raise Inconclusive("system OOMs alone leave the kernel with more memory in use here")
-    assert left < least // 2, (
+    pytest.fail(
         f"{left} bytes of the kernel's are gone after {registrations} registrations that ended"
     )
 
