@@ -258,7 +258,7 @@ def somebody_dies(memcg: Memcg | None = None) -> list[str]:
             raise Inconclusive(f"the hog ended by signal {-hog.status}, which no OOM tells of")
         how = "stands still" if hog.alive() else f"ended with status {hog.status}"
         assert somebody, f"all memory was asked for and more, the hog {how}, nobody was killed"
-        return list(kmsg.lines)
+        return kmsg.lines
     finally:
         hog.kill()
         os.close(statm)

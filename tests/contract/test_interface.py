@@ -180,7 +180,7 @@ def test_memory_of_who_has_left_is_given_back(root: Memcg) -> None:
     come_and_go(root)  # from here on there are slabs enough for all who are there at a time
     registrations = MANY * OFTEN * ROUNDS
     least = ENTRY * registrations
-    left, given_back = least, 0
+    given_back = 0
     # The kernel takes memory for other things as well, but not each time. And it may free this
     # later: what is left to RCU waits for 5 s (kfree_rcu(), kernel/rcu/tree.c) or 10
     # (CONFIG_RCU_LAZY).

@@ -344,7 +344,8 @@ def spared_asks_for_a_kill(root: Memcg) -> bool:
     assert killed, "the system OOM is over, and who was to be killed lives"
     callers = CALLER.findall("\n".join(kmsg.read()))
     kmsg.close()
-    return not callers or str(hog.pid) in callers  # it does not say too often (oom_rs, same file)
+    # It does not say so too often (oom_rs, mm/oom_kill.c).
+    return not callers or str(hog.pid) in callers
 
 
 @pytest.mark.clause("K6")
