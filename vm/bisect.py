@@ -9,33 +9,46 @@ state of the bisection, so that whatever ends this, the same command goes on whe
 from __future__ import annotations
 
 import argparse
+import hashlib
 import io
 import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from vm import cache, git, verdict
-from vm.errors import INCONCLUSIVE, UserError
+from vm import cache, git, kconfig, verdict
+from vm.errors import INCONCLUSIVE, USAGE, UserError
 from vm.examine import BAD, BROKEN, GOOD, ROOT, UNTESTABLE, Question, Step, examine
 from vm.run import columns, say
+from vm.source import check_readable
+from vm.verdict import NOT_PATCHED
 
 WORDS = {GOOD: "good", BAD: "bad", UNTESTABLE: "not testable"}
+NEVER = "it does not descend from the good end and has no port (--first-parent passes such by)"
 
 
 @dataclass(frozen=True)
 class Bisection:
-    """What is asked, and between which commits."""
+    """What is asked, and between which commits.
+
+    :ivar first_parent: whether what merges have brought is passed by.
+    """
 
     question: Question
     good: str
     bad: str
+    first_parent: bool = False
+
+    def descends(self, commit: str) -> bool:
+        """Whether a commit has had what the good end has; of the ends themselves that is said."""
+        ends = (self.good, self.bad)
+        return commit in ends or git.older(Path(self.question.tree), self.good, commit)
 
 
 class Log:
@@ -58,15 +71,17 @@ class Log:
             said = json.loads(self._state.read_text())
         except (FileNotFoundError, json.JSONDecodeError):
             return None
-        asked = said["question"]
-        question = Question(asked["tree"], asked["clause"], tuple(asked["patches"]))
-        return Bisection(question, said["good"], said["bad"])
+        asked = said.pop("question")
+        return Bisection(Question(**asked | {"patches": tuple(asked["patches"])}), **said)
 
     def begin(self, wanted: Bisection) -> None:
-        """Write down what is asked; forget what was known if that was asked something else."""
+        """Write down what is asked; put aside what was known if that was asked something else."""
         before = self.bisection()
-        if before is None or before.question != wanted.question:
-            shutil.rmtree(self.directory, ignore_errors=True)
+        if self.directory.exists() and (before is None or before.question != wanted.question):
+            aside = self.directory.with_name(f"{self.directory.name}.before")
+            shutil.rmtree(aside, ignore_errors=True)
+            self.directory.rename(aside)
+            say(f"what an earlier bisection has found is in {aside}")
         with cache.atomic(self._state) as scratch:
             scratch.write_text(json.dumps(asdict(wanted)))
 
@@ -80,13 +95,14 @@ class Log:
             try:
                 row = json.loads(line)
             except json.JSONDecodeError:
-                continue  # what was being written when the machine went down
+                continue  # nothing, or what was being written when the machine went down
             yield Step(**{**row, "clauses": tuple(row["clauses"])})
 
-    def about(self, commit: str, question: Question) -> Step:
+    def about(self, commit: str, wanted: Bisection) -> Step:
         """What is known of a commit, found out if nothing is.
 
-        Why one could not be tested may have passed, so that it is asked again.
+        Why one could not be tested may have passed, so that it is asked again. One that a merge
+        has brought from where there never was a port does not tell who broke it.
         """
         known = self.steps().get(commit)
         if known and known.code in (GOOD, BAD):
@@ -97,10 +113,13 @@ class Log:
                 say(line)
                 print(line, file=out, flush=True)
 
-            step = examine(commit, question, out, both)
+            step = examine(commit, wanted.question, out, both)
+            if step.word == NOT_PATCHED and not wanted.descends(commit):
+                step = replace(step, code=UNTESTABLE, detail=NEVER)
             both(tell(step))
         with self._steps.open("a") as file:
-            file.write(json.dumps(asdict(step)) + "\n")
+            # What was being written when the machine went down may have no end of line.
+            file.write("\n" + json.dumps(asdict(step)) + "\n")
             file.flush()
             os.fsync(file.fileno())
         return step
@@ -125,17 +144,39 @@ def step_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="put on every commit, for a tree without the port",
     )
+    parser.add_argument(
+        "--config", metavar="FILE", help="a .config of yours to start from, not nothing"
+    )
 
 
 def _question(given: argparse.Namespace) -> Question:
     """What is asked.
 
-    :raises UserError: if there is no such clause.
+    :raises UserError: if there is no such clause, patch or configuration.
     """
     if given.clause and given.clause not in verdict.clauses():
         raise UserError(f"--clause {given.clause}: no such clause")
-    patches = tuple(str(Path(name).resolve()) for name in given.patch)
-    return Question(str(Path(given.tree).resolve()), given.clause, patches)
+    patches = [Path(name).resolve() for name in given.patch if given.patch != ["none"]]
+    config = [Path(given.config).resolve()] if given.config else []
+    names = tuple(map(str, patches))
+    tree = git.top(Path(given.tree).resolve())
+    return Question(
+        str(tree), given.clause, names, "".join(map(str, config)), _digest(patches, config)
+    )
+
+
+def _digest(patches: Sequence[Path], configs: Sequence[Path]) -> str:
+    """What these files hold, in a few letters.
+
+    :raises UserError: if one cannot be read or is not what it should be.
+    """
+    check_readable(patches)
+    for path in configs:
+        kconfig.text(path)
+    whole = hashlib.sha256()
+    for path in (*patches, *configs):
+        whole.update(path.read_bytes() + b"\0")
+    return whole.hexdigest()[:16]
 
 
 def step_main(given: argparse.Namespace) -> int:
@@ -149,7 +190,9 @@ def step_main(given: argparse.Namespace) -> int:
         commit, log = git.current(tree), Log(tree)
         ours = log.bisection()
         if ours and ours.question == question and git.bisects(tree, ours.good, ours.bad):
-            return log.about(commit, question).code
+            return log.about(commit, ours).code
+        if git.changed(tree):
+            say(f"what is not committed in {tree} is not asked")
         step = examine(commit, question, sys.stdout, say)
         say(tell(step))
         return step.code
@@ -165,6 +208,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what ``bisect`` takes."""
     parser.add_argument("--good", metavar="REV", help="a commit that keeps the contract")
     parser.add_argument("--bad", metavar="REV", help="a later one that does not")
+    parser.add_argument(
+        "--first-parent",
+        action="store_true",
+        help="pass by what merges have brought: for a tree that merges one without the port",
+    )
     step_arguments(parser)
     parser.epilog = (
         "Without --good and --bad: go on with a bisection that was interrupted. "
@@ -178,17 +226,26 @@ def main(given: argparse.Namespace) -> int:
     :returns: 0 once it is found, 125 if only commits that cannot be tested are left.
     :raises UserError: if the ends are not what they are said to be, or a step failed.
     """
-    tree = Path(given.tree).resolve()
+    tree = git.top(Path(given.tree).resolve())
     log = Log(tree)
     wanted = _wanted(tree, log, given)
-    for commit, code in ((wanted.good, GOOD), (wanted.bad, BAD)):
+    base = git.base(tree, wanted.good, wanted.bad)
+    elsewhere = "; give --good a commit that --bad descends from, or the port with --patch"
+    for what, commit, code, mend in (
+        ("the good end", wanted.good, GOOD, ""),
+        ("the bad end", wanted.bad, BAD, ""),
+        ("what both ends come from", base, GOOD, elsewhere),
+    ):
         # Between two ends that are alike there is nothing to find.
-        step = log.about(commit, wanted.question)
+        step = log.about(commit, wanted)
         if step.code != code:
-            wrong = INCONCLUSIVE if step.code == UNTESTABLE else 2
-            raise UserError(f"the {WORDS[code]} end is not {WORDS[code]}: {tell(step)}", wrong)
+            wrong = INCONCLUSIVE if step.code == UNTESTABLE else USAGE
+            raise UserError(f"{what} is not {WORDS[code]}: {tell(step)}{mend}", wrong)
     if not git.bisects(tree, wanted.good, wanted.bad):
-        git.bisect(tree, "start", "--no-checkout", wanted.bad, wanted.good)
+        how = ["--first-parent"] if wanted.first_parent else []
+        git.bisect(tree, "start", "--no-checkout", *how, wanted.bad, wanted.good)
+        if not how and git.merges(tree, wanted.good, wanted.bad):
+            say("there are merges in between: --first-parent would pass by what they brought")
     if git.suspects(tree) == (None, []):
         _run(tree, wanted.question)
     found, left = git.suspects(tree)
@@ -225,13 +282,17 @@ def _wanted(tree: Path, log: Log, given: argparse.Namespace) -> Bisection:
     if not given.good:
         if before is None:
             raise UserError(f"no bisection goes on in {tree}: give --good and --bad")
-        if given.clause not in ("", before.question.clause) or given.patch:
+        asked = before.question
+        if given.clause not in ("", asked.clause) or given.patch or given.config:
             raise UserError("bisect: what was asked goes on; give --good and --bad to ask anew")
+        configs = [Path(asked.config)] if asked.config else []
+        if _digest([Path(name) for name in asked.patches], configs) != asked.content:
+            raise UserError("bisect: a patch has changed; give --good and --bad to ask anew")
         return before
     good, bad = git.commit(tree, given.good), git.commit(tree, given.bad)
     if git.older(tree, bad, good):
         raise UserError(f"--bad {given.bad} is older than --good {given.good}")
-    wanted = Bisection(_question(given), good, bad)
+    wanted = Bisection(_question(given), good, bad, given.first_parent)
     if ours and wanted != before:
         git.bisect(tree, "reset")
     log.begin(wanted)
@@ -245,6 +306,7 @@ def _run(tree: Path, question: Question) -> None:
     """
     command = [sys.executable, "-m", "vm", "bisect-step", "--tree", question.tree]
     command += ["--clause", question.clause, *(f"--patch={name}" for name in question.patches)]
+    command += [f"--config={question.config}"] if question.config else []
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     code = git.bisect_run(tree, command, {"PYTHONPATH": path}, say)
     if git.suspects(tree) == (None, []):
@@ -271,7 +333,7 @@ def _report(tree: Path, log: Log, found: str | None, left: list[str]) -> str:
             console.print(f"  {commit} {git.subject(tree, commit)}", soft_wrap=True)
     else:
         bad = steps[found]
-        before = steps.get(git.commit(tree, f"{found}^"))
+        before = steps.get(git.parent(tree, found))
         contract = verdict.clauses()
         console.print(f"First bad commit: {found} {git.subject(tree, found)}", soft_wrap=True)
         for name in bad.clauses:

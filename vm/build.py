@@ -13,13 +13,14 @@ from pathlib import Path
 
 from vm import cache, kmod, run, series, stubs
 from vm.errors import INCONCLUSIVE, HostError, UserError
-from vm.kconfig import configure, make
+from vm.kconfig import configure, make, text
 from vm.kernel import Kernel, inspect
 from vm.source import Say, Source, Tree, check_readable, find, version
 
 NAME = re.compile(r"^(\d+\.\d+)/([a-z-]+)$")
 STEP = re.compile(r"^  (?:CC|AS|LD|AR)\s+(?:\[M\]\s+)?(\S+)")
-TELLING = re.compile(r"error:|undefined reference|not found|No rule to|No space left")
+TELLING = re.compile(r"error:|undefined reference|not found|No rule to|No space left|not clean")
+MISSING = re.compile(r"sh: (?:(?:line )?\d+: )?[\w.+-]+: (?:command )?not found")
 # The same input gives the same image.
 REPRODUCIBLE = {
     "KBUILD_BUILD_TIMESTAMP": "Thu Jan  1 00:00:00 UTC 1970",
@@ -82,8 +83,13 @@ def build_kernel(
         an option is dropped, the compiler refuses or the disk is full.
     """
     check_readable(patches)
-    if config is not None and not os.access(config, os.R_OK):
-        raise UserError(f"cannot read the kernel configuration {config}")
+    if config is not None:
+        text(config)
+    if re.search(r"[\s:]", str(cache.cache_dir())):
+        raise UserError(
+            f"make does not build in {cache.cache_dir()}, for the blank or colon in its name: "
+            "point OOMTEST_CACHE elsewhere"
+        )
     source = find(spec, say)
     tree = Tree(source)
     if flavour is not None and source.fixed and (tree.path / "Makefile").exists():
@@ -123,7 +129,9 @@ def _plan(
 ) -> tuple[str, list[Path], list[Path]]:
     """The image's key, and the configurations and patches that go into it."""
     found = version(tree.path)
-    configs = [*([config] if config else []), *series.fragments(chosen, found)]
+    configs = series.fragments(chosen, found)
+    if config:
+        configs = [config, *configs, *series.USERS]
     whole = [*series.ports(chosen, found), *patches]
     return _key(source, configs, whole), configs, whole
 
@@ -226,8 +234,12 @@ def _why(lines: Sequence[str]) -> str:
     killed = [line for line in lines if "Killed signal terminated program" in line]
     if killed:
         raise HostError(f"something on this host ended the compiler: {killed[0].strip()}")
-    telling = [line for line in lines if TELLING.search(line)]
-    return (telling or [line for line in lines if line] or ["no output"])[0].strip()
+    missing = [line for line in lines if MISSING.search(line)]
+    if missing:
+        raise HostError(f"a program is missing on this host: {missing[0].strip()}")
+    told = [line for line in lines if line and "Entering directory" not in line]
+    telling = [line for line in told if TELLING.search(line)]
+    return (telling or told or ["no output"])[0].strip()
 
 
 def _publish(objects: Path, key: str) -> None:

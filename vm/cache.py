@@ -21,7 +21,7 @@ from vm.errors import HostError
 def cache_dir() -> Path:
     """Where everything that can be made again is kept: ``OOMTEST_CACHE``, or the user's cache."""
     chosen = os.environ.get("OOMTEST_CACHE")
-    return Path(chosen) if chosen else platformdirs.user_cache_path("oomtest")
+    return Path(chosen).absolute() if chosen else platformdirs.user_cache_path("oomtest")
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from vm import bench, bisect, build, cache, contract, doctor, mutants, series, shell
-from vm.errors import INTERRUPTED, USAGE, UserError
+from vm.errors import INCONCLUSIVE, INTERRUPTED, USAGE, UserError
 from vm.run import say
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -135,3 +135,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except BrokenPipeError:
         return INTERRUPTED
+    except OSError as error:
+        print(f"oomtest: {error}: mend that, then say it again", file=sys.stderr)
+        return INCONCLUSIVE

@@ -31,11 +31,15 @@ class Question:
     :ivar tree: the repository.
     :ivar clause: the one clause that matters, all if empty.
     :ivar patches: put on every commit; empty for a tree that has the port.
+    :ivar config: a configuration that the fragments go on top of; empty for none.
+    :ivar content: digest of what these files hold: other patches make another question.
     """
 
     tree: str
     clause: str = ""
     patches: tuple[str, ...] = ()
+    config: str = ""
+    content: str = ""
 
 
 @dataclass(frozen=True)
@@ -71,8 +75,10 @@ def read(result: dict[str, Any], clause: str) -> Found:
     :param clause: the clause that matters, all if empty.
     """
     rows = [row for row in result["clauses"] if clause in ("", row["id"])]
-    against = {"broken", "silent", "deviates"} if clause else {"broken", "silent"}
-    wrong = [row for row in rows if row["state"] in against]
+    against = {"broken", "silent", "deviates"}
+    # What deviates from a clause as it is written conforms, unless just that is asked.
+    binding = [row for row in rows if clause or row["level"] != "as-written"]
+    wrong = [row for row in binding if row["state"] in against]
     if wrong:
         return Found(BAD, VIOLATES, wrong[0]["detail"], tuple(row["id"] for row in wrong))
     if clause and rows[0]["state"] == "kept":
@@ -120,7 +126,7 @@ def _ask(image: Path, arguments: Sequence[str], out: IO[str]) -> dict[str, Any]:
 def _compiled(image: Path) -> Found:
     """What the compiler has said of the variants without memcg and the like."""
     judgement = verdict.judge(stubs.answers(image), verdict.clauses())
-    rows = [{"id": row.clause.id, **vars(row)} for row in judgement.rows]
+    rows = [{"id": r.clause.id, "level": r.clause.level, **vars(r)} for r in judgement.rows]
     return read({"clauses": rows, "why": judgement.why}, stubs.CLAUSE)
 
 
@@ -144,6 +150,7 @@ def _judge(commit: str, question: Question, out: IO[str], say: Say) -> Found:
             f"{question.tree}@{commit}",
             flavour="stock",
             patches=[Path(name) for name in question.patches],
+            config=Path(question.config) if question.config else None,
             name=commit[:12],
             variants=clause in ("", stubs.CLAUSE),
             say=say,
@@ -168,17 +175,27 @@ def _judge(commit: str, question: Question, out: IO[str], say: Say) -> Found:
 
 def _again(image: Path, answer: dict[str, Any], found: Found, out: IO[str]) -> Found:
     """See on further machines what spoke against a kernel, and what kind of wrong it is."""
-    against = [
-        test
-        for test in answer["tests"]
-        if test["state"] in AGAINST and test["clause"] in found.clauses
-    ]
-    failed = [test["test"] for test in against]
-    silent = all(test["state"] == "silent" for test in against)
+    against = _against(answer, found.clauses)
+    silent = {test["state"] for test in against.values()} == {"silent"}
     wider = [f"--clause={name}" for name in dict.fromkeys([*found.clauses, *TELLING])]
-    again = _ask(image, wider if silent else failed, out)
-    seen = {test["test"] for test in again["tests"] if test["state"] in AGAINST}
-    if seen.isdisjoint(failed):
+    again = _ask(image, wider if silent else list(against), out)
+    seen = {_speaks_of(against[name]) for name in _against(again, found.clauses).keys() & against}
+    if not seen:
         told = f"seen once and not again: {found.detail}"
         return Found(UNTESTABLE, verdict.INCONCLUSIVE, told)
-    return found._replace(word=NOT_PATCHED) if silent and unpatched(again) else found
+    if silent and unpatched(again):
+        return found._replace(word=NOT_PATCHED)
+    left = [row for row in answer["clauses"] if row["id"] in seen]
+    return found._replace(detail=left[0]["detail"], clauses=tuple(row["id"] for row in left))
+
+
+def _speaks_of(test: dict[str, Any]) -> str:
+    """The clause that a test speaks against, as :func:`vm.verdict.judge` counts it."""
+    return verdict.EVERY_TIME if test["state"] == "deaf" else str(test["clause"])
+
+
+def _against(answer: dict[str, Any], clauses: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """The tests that speak against a kernel in these clauses."""
+    against = {*AGAINST, "deaf"}
+    tests = [test for test in answer["tests"] if test["state"] in against]
+    return {test["test"]: test for test in tests if _speaks_of(test) in clauses}

@@ -41,7 +41,9 @@ def _git(repository: Path, *arguments: str, given: bytes = b"", index: Path | No
         raise UserError("git not found: install it (Debian: apt install git)") from None
     if done.returncode:
         lines = done.stderr.decode(errors="replace").strip().splitlines() or ["it failed"]
-        raise UserError(f"git in {repository}: {lines[-1].removeprefix('fatal: ')}")
+        told = next((line for line in lines if line.startswith("fatal: ")), lines[-1])
+        mend = f": {lines[-1].strip()}" if lines[-1].startswith("\t") else ""
+        raise UserError(f"git in {repository}: {told.removeprefix('fatal: ')}{mend}")
     return done.stdout
 
 
@@ -51,7 +53,14 @@ def commit(repository: Path, revision: str) -> str:
     :raises UserError: if there is no such revision or no such repository.
     """
     command = ("rev-parse", "--verify", "--end-of-options", f"{revision}^{{commit}}")
-    return _git(repository, *command).decode().strip()
+    try:
+        return _git(repository, *command).decode().strip()
+    except UserError as error:
+        if "Needed a single revision" not in str(error):
+            raise
+        raise UserError(
+            f"{repository} has no commit {revision}: git fetch --tags there, or mend the name"
+        ) from None
 
 
 def content(repository: Path, commit: str, name: str) -> bytes | None:
@@ -92,7 +101,9 @@ def check_out(
     wanted = [name for name, kind in status.items() if kind != "D" and name not in spared]
     names = "".join(f"{name}\0" for name in wanted).encode(errors="surrogateescape")
     prefix = f"--prefix={target}/"
-    _git(repository, "checkout-index", "-f", "-z", "--stdin", prefix, given=names, index=index)
+    # A bare repository has no work tree, and this asks for one.
+    command = (f"--work-tree={target}", "checkout-index", "-f", "-z", "--stdin", prefix)
+    _git(repository, *command, given=names, index=index)
     _note(noted, [commit])
 
 
@@ -125,6 +136,49 @@ def directory(repository: Path) -> Path:
     :raises UserError: if this is no repository.
     """
     return Path(_git(repository, "rev-parse", "--absolute-git-dir").decode().strip())
+
+
+def top(path: Path) -> Path:
+    """The top of the work tree that a directory is in; the directory, if it is in none."""
+    try:
+        return Path(os.fsdecode(_git(path, "rev-parse", "--show-toplevel").removesuffix(b"\n")))
+    except UserError:
+        return path
+
+
+def changed(repository: Path) -> bool:
+    """Whether something is not committed."""
+    try:
+        return bool(_git(repository, "status", "--porcelain", "--untracked-files=no"))
+    except UserError:  # there is no work tree
+        return False
+
+
+def base(repository: Path, one: str, other: str) -> str:
+    """What two commits come from.
+
+    :raises UserError: if that is not in the repository.
+    """
+    try:
+        return _git(repository, "merge-base", one, other).decode().strip()
+    except UserError:
+        why = "the two ends have no history in common"
+        if _git(repository, "rev-parse", "--is-shallow-repository").strip() == b"true":
+            why = "the history between the two ends is cut off: git fetch --unshallow"
+        raise UserError(f"{repository}: {why}") from None
+
+
+def merges(repository: Path, good: str, bad: str) -> bool:
+    """Whether there are merges between two commits."""
+    return bool(_git(repository, "rev-list", "--merges", "-n1", f"{good}..{bad}"))
+
+
+def parent(repository: Path, commit: str) -> str:
+    """The first parent of a commit, empty if it has none here."""
+    try:
+        return _git(repository, "rev-parse", "--verify", f"{commit}^").decode().strip()
+    except UserError:
+        return ""
 
 
 def subject(repository: Path, commit: str) -> str:

@@ -87,6 +87,10 @@ FLAVOURS = {
 }
 
 
+# On top of a user's own configuration and the fragments.
+USERS = (HERE / "configs" / "users.config",)
+
+
 def flavour(name: str) -> Flavour:
     """The flavour of that name.
 

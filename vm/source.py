@@ -22,7 +22,12 @@ from vm.errors import INCONCLUSIVE, UserError
 
 # No kernel up to 7.3 calls such a function from mm/oom_kill.c.
 NOTIFIES = re.compile(r"\b(mem_?c(?:group|g)\w*_notif\w*)\s*\(")
-TOUCHED = re.compile(r"^(?:---|\+\+\+) (?:[ab]/)?(\S+)", re.MULTILINE)
+TOUCHED = re.compile(r"^(?:---|\+\+\+) (\S+)", re.MULTILINE)
+REFUSED = re.compile(r"FAILED|can't find|previously applied")
+# What tar and rsync end with after they have said what is the matter.
+SUMMARY = re.compile(
+    r"not recoverable|previous (?:errors|failure)|Child returned status|^rsync error"
+)
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,7 @@ def find(spec: str, say: Say) -> Source:
     path = Path(spec).expanduser().resolve()
     if not path.exists() and "@" in spec:
         directory, _, revision = spec.rpartition("@")
-        path = Path(directory).expanduser().resolve()
+        path = git.top(Path(directory).expanduser().resolve())
         return Source(f"git-{_digest(path)}", path, git.commit(path, revision))
     if path.is_dir():
         if not (path / "Kbuild").exists() or not (path / "mm" / "oom_kill.c").exists():
@@ -115,20 +120,25 @@ class Tree:
     def _unpack(self) -> None:
         self.home.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=self.home) as scratch:
-            command = ["tar", "-xf", str(self.source.path), "-C", scratch]
-            self._run([*command, "--strip-components=1"])
-            if not Path(scratch, "mm", "oom_kill.c").exists():
+            whole = Path(scratch, "whole")
+            whole.mkdir()
+            self._run(["tar", "-xf", str(self.source.path), "-C", str(whole)])
+            tops = [top for top in (whole, *whole.iterdir()) if (top / "mm/oom_kill.c").exists()]
+            if not tops:
                 raise UserError(f"{self.source.path} holds no kernel source (no mm/oom_kill.c)")
-            Path(scratch).rename(self.path)
-            Path(scratch).mkdir()  # for TemporaryDirectory to remove
+            tops[0].rename(self.path)
 
     def _sync(self) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
         # By content and without time stamps: a file that changed is newer than its object,
         # however old the user's copy claims to be.
         command = ["rsync", "-rlpc", "--delete", "--exclude=/.git"]
+        command += [f"--exclude={name}" for name in ("*.o", "*.ko", "*.a", ".*.cmd", "/vmlinux")]
         command += [f"--exclude=/{name}" for name in self._patched()]
         self._run([*command, f"{self.source.path}/", f"{self.path}/"])
+        if any((self.path / name).exists() for name in (".config", "include/config")):
+            # It was built in place. Kbuild builds nothing out of a tree that is not clean.
+            self._run(["make", "-C", str(self.path), "ARCH=x86", "mrproper"])
 
     def _run(self, command: list[str]) -> None:
         try:
@@ -136,10 +146,10 @@ class Tree:
         except FileNotFoundError:
             raise UserError(f"{command[0]} not found: install it") from None
         except run.Failed as error:
-            text = " ".join(error.lines[-1:])
+            told = [line for line in error.lines if line and not SUMMARY.search(line)]
             if "No space left" in " ".join(error.lines):
-                raise OSError(28, text) from None
-            raise UserError(f"{self.source.path}: {text or error}") from None
+                raise OSError(28, "No space left on device") from None
+            raise UserError(f"{self.source.path}: {told[0] if told else error}") from None
 
     def _patched(self) -> list[str]:
         with contextlib.suppress(FileNotFoundError):
@@ -240,20 +250,23 @@ def _touched(patch: Path) -> Iterator[str]:
     found = [name for name in TOUCHED.findall(text) if name != "/dev/null"]
     if not found:
         raise UserError(f"{patch} is not a patch: no file names in it")
-    for name in found:
-        if name.startswith("/") or ".." in Path(name).parts:
+    for whole in found:
+        # Less its first part, as patch -p1 takes it: a/, linux.orig/, or whatever it is.
+        name = whole.partition("/")[2] or whole
+        if whole.startswith("/") or name.startswith("/") or ".." in Path(whole).parts:
             raise UserError(f"{patch} reaches outside of the source tree: {name}")
         yield name
 
 
 def _apply(patch: Path, top: Path) -> None:
-    command = ["patch", "-p1", "--batch", "--no-backup-if-mismatch", "-r", "-", "-i"]
+    # With --batch alone, a patch that is there already would be taken off.
+    command = ["patch", "-p1", "--batch", "--forward", "--no-backup-if-mismatch", "-r", "-", "-i"]
     try:
         run.watch([*command, str(patch.resolve())], cwd=top)
     except FileNotFoundError:
         raise UserError("patch not found: install it (Debian: apt install patch)") from None
     except run.Failed as error:
-        told = [line for line in error.lines if "FAILED" in line or "can't find" in line]
+        told = [line for line in error.lines if REFUSED.search(line)]
         where = [line for line in error.lines if line.startswith("patching file")]
         why = "; ".join([*where[-1:], *told]) or " ".join(error.lines[-1:])
         raise UserError(f"{patch} does not apply: {why}", INCONCLUSIVE) from None

@@ -224,6 +224,36 @@ def test_why_it_could_not_be_tested_may_have_passed(tree: Path, kernels: Kernels
     assert call(tree, *ENDS) == 0
 
 
+def test_a_patch_that_has_changed_is_another_one(
+    tree: Path, kernels: Kernels, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    patch = tmp_path / "x.patch"
+    patch.write_text("--- a/x\n+++ b/x\n")
+    kernels.faults = {3}
+    with pytest.raises(UserError, match=r"x\.patch"):
+        call(tree, *ENDS, f"--patch={tmp_path / 'no' / 'x.patch'}")
+    with pytest.raises(UserError):
+        call(tree, *ENDS, f"--patch={patch}")
+    patch.write_text("--- a/y\n+++ b/y\n")
+    with pytest.raises(UserError, match="a patch has changed"):
+        call(tree)
+    asked = len(kernels.asked)
+    assert call(tree, *ENDS, f"--patch={patch}") == 0
+    assert kernels.asked[asked : asked + 2] == [0, COUNT - 1]
+    assert (tree / ".git" / "oomtest-bisect.before" / "steps.jsonl").exists()
+    assert "oomtest-bisect.before" in capsys.readouterr().err
+
+
+def test_a_line_without_an_end_does_not_swallow_the_next(tree: Path, kernels: Kernels) -> None:
+    kernels.faults = {3}
+    with pytest.raises(UserError):
+        call(tree, *ENDS)
+    with (tree / ".git" / "oomtest-bisect" / "steps.jsonl").open("a") as file:
+        file.write('{"commit": "c0f')
+    assert call(tree) == 0
+    assert set(Log(tree).steps()) == {number(tree, one) for one in kernels.asked}
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
@@ -234,7 +264,7 @@ def test_why_it_could_not_be_tested_may_have_passed(tree: Path, kernels: Kernels
         (["--bad=HEAD"], "give both"),
         ([], "no bisection goes on"),
         ([*ENDS, "--clause=N99"], "no such clause"),
-        (["--good=nonsense", "--bad=HEAD"], "Needed a single revision"),
+        (["--good=nonsense", "--bad=HEAD"], "has no commit nonsense"),
     ],
 )
 def test_refused(tree: Path, kernels: Kernels, words: list[str], told: str) -> None:
@@ -272,7 +302,12 @@ def test_a_step_by_hand_asks_and_leaves_the_log_alone(
     assert bisect.step_main(given) == BAD
     assert bisect.step_main(given) == BAD
     assert kernels.asked == [COUNT - 1] * 2
-    assert "what it printed" in capsys.readouterr().out
+    told = capsys.readouterr()
+    assert "what it printed" in told.out
+    assert "not committed" not in told.err
+    (tree / "number").write_text("mine")
+    bisect.step_main(given)
+    assert "not committed" in capsys.readouterr().err
     assert not (tree / ".git" / "oomtest-bisect").exists()
 
 

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import gzip
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -39,6 +41,73 @@ from vm.errors import INCONCLUSIVE, USAGE, HostError, UserError
 )
 def test_dropped(wanted: str, config: str, lost: list[str]) -> None:
     assert kconfig.dropped(wanted, config) == lost
+
+
+def test_configurations(tmp_path: Path) -> None:
+    plain = "# Linux/x86 6.1.0 Kernel Configuration\nCONFIG_A=y\n"
+    for name, data in (("config", plain.encode()), ("config.gz", gzip.compress(plain.encode()))):
+        (tmp_path / name).write_bytes(data)
+        assert kconfig.text(tmp_path / name) == plain
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        (None, "cannot read the kernel configuration .*: Is a directory"),
+        (b"\x1f\x8bcut", "cannot read the kernel configuration"),
+        (b"a text file\n", "is no kernel configuration"),
+        (b"# Linux/arm64 6.1.0 Kernel Configuration\nCONFIG_A=y\n", "is .* for arm64"),
+    ],
+)
+def test_configurations_that_will_not_do(tmp_path: Path, data: bytes | None, told: str) -> None:
+    given = tmp_path / "config"
+    if data is None:
+        given.mkdir()
+    else:
+        given.write_bytes(data)
+    with pytest.raises(UserError, match=told):
+        build.build_kernel("debian:6.1", config=given)
+
+
+class Kconfig:
+    """Stands in for make: what it makes of a configuration is what it is given."""
+
+    def __init__(self) -> None:
+        self.commands: list[list[str]] = []
+
+    def __call__(self, command: list[str], *, env: dict[str, str]) -> None:
+        self.commands.append(command)
+        (objects,) = (Path(word[2:]) for word in command if word.startswith("O="))
+        if env:
+            text = Path(env["KCONFIG_ALLCONFIG"]).read_text()
+            (objects / "new.config").write_text(text)
+
+
+def test_a_configuration_that_is_the_same_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever was built there before, and make takes no configuration for a new one."""
+    kconf = Kconfig()
+    monkeypatch.setattr(run, "watch", kconf)
+    fragment, objects = tmp_path / "fragment", tmp_path / "objects"
+    fragment.write_text("CONFIG_A=y\n")
+    kconfig.configure(tmp_path, objects, [fragment])
+    os.utime(objects / ".config", (0, 0))
+    kconfig.configure(tmp_path, objects, [fragment])
+    assert (objects / ".config").stat().st_mtime == 0
+    fragment.write_text("CONFIG_B=y\n")
+    kconfig.configure(tmp_path, objects, [fragment])
+    assert (objects / ".config").read_text() == "CONFIG_B=y\n"
+    assert all("allnoconfig" in command for command in kconf.commands)
+
+
+@pytest.mark.parametrize("name", ["with blank", "with:colon"])
+def test_where_make_cannot_build(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OOMTEST_CACHE", str(tmp_path / name))
+    with pytest.raises(UserError, match="point OOMTEST_CACHE elsewhere"):
+        build.build_kernel("debian:6.1")
 
 
 @pytest.mark.parametrize(
@@ -131,8 +200,9 @@ def test_missing_patch_is_told_before_anything_else(cache_dir: Path, tmp_path: P
          "x.c:1:2: error: 'y' undeclared"),
         (["ld: x.o: undefined reference to `root_notify'", "make: *** Error 1"],
          "ld: x.o: undefined reference to `root_notify'"),
-        (["/bin/sh: 1: flex: not found", "make: ***"], "/bin/sh: 1: flex: not found"),
-        (["", "make: *** No rule"], "make: *** No rule"),
+        (["/bin/sh: 1: scripts/x.sh: not found", "make: ***"],
+         "/bin/sh: 1: scripts/x.sh: not found"),
+        (["make: Entering directory '/x'", "", "make: *** No rule"], "make: *** No rule"),
         ([], "no output"),
     ],
 )  # fmt: skip
@@ -148,6 +218,14 @@ def test_a_build_on_a_full_disk_is_told_as_such() -> None:
 def test_a_compiler_that_the_host_ended_is_no_fault_of_the_kernels() -> None:
     with pytest.raises(HostError, match="ended the compiler: gcc: fatal error: Killed"):
         build._why(["gcc: fatal error: Killed signal terminated program cc1", "make: *** Error 1"])
+
+
+@pytest.mark.parametrize(
+    "line", ["/bin/sh: 1: flex: not found", "bash: line 1: bison: command not found"]
+)
+def test_a_program_that_is_missing_is_no_fault_of_the_kernels(line: str) -> None:
+    with pytest.raises(HostError, match=r"a program is missing on this host: .*sh: "):
+        build._why([line, "make: *** Error 127"])
 
 
 def test_an_image_without_the_variants_will_do_where_they_are_not_asked_for(

@@ -26,13 +26,18 @@ def answer(code: int = 0, tests: tuple[str, ...] = (), **states: str) -> dict[st
 
     :param tests: states of tests of the first clause.
     """
-    rows = [{"id": name, "state": state, "detail": name.lower()} for name, state in states.items()]
+    contract = verdict.clauses()
+    rows = [
+        {"id": name, "level": contract[name].level, "state": state, "detail": name.lower()}
+        for name, state in states.items()
+    ]
     ended = [
         {"test": f"{TEST}[{n}]", "clause": rows[0]["id"], "state": state}
         for n, state in enumerate(tests)
     ]
     for name in {*examine.TELLING} - states.keys():
-        rows.append({"id": name, "state": "not asked", "detail": verdict.UNASKED})
+        unasked = {"state": "not asked", "detail": verdict.UNASKED}
+        rows.append({"id": name, "level": contract[name].level, **unasked})
     return {"clauses": rows, "tests": ended, "exit_code": code, "why": "because"}
 
 
@@ -41,6 +46,8 @@ def answer(code: int = 0, tests: tuple[str, ...] = (), **states: str) -> dict[st
     [
         (answer(0, N2="kept"), "", GOOD, "conforms"),
         (answer(0, N4="deviates"), "", GOOD, "conforms"),
+        (answer(0, P6="silent"), "", GOOD, "conforms"),
+        (answer(0, P6="silent"), "P6", BAD, "violates"),
         (answer(1, N2="broken"), "", BAD, "violates"),
         (answer(1, P1="silent", P2="silent"), "", BAD, "violates"),
         (answer(125, P1="no answer"), "", UNTESTABLE, "inconclusive"),
@@ -141,6 +148,23 @@ def test_what_is_not_seen_again_is_not_believed(examined: Examine, then: str) ->
     step = examined(answer(1, ("failed",), N2="broken"), answer(0, (then,), N2="kept"))
     assert step.code == UNTESTABLE
     assert "not again" in step.detail
+
+
+def test_only_what_is_seen_again_is_told(examined: Examine) -> None:
+    once = answer(1, ("failed",), N2="broken", K1="broken")
+    once["tests"].append({"test": "other", "clause": "K1", "state": "failed"})
+    again = answer(1, ("passed",), N2="kept", K1="broken")
+    again["tests"].append({"test": "other", "clause": "K1", "state": "failed"})
+    step = examined(once, again)
+    assert (step.code, step.detail, step.clauses) == (BAD, "k1", ("K1",))
+
+
+def test_a_test_of_silence_that_hears_no_oom_speaks_for_another_clause(
+    examined: Examine, asked: Asked
+) -> None:
+    deaf = answer(1, ("deaf",), N2="no answer", P4="broken")
+    assert examined(deaf, deaf).clauses == ("P4",)
+    assert asked.arguments[1] == [f"{TEST}[0]"]
 
 
 @pytest.mark.parametrize(("other", "word"), [("silent", "not patched"), ("kept", "violates")])

@@ -69,12 +69,19 @@ def test_names(repository: Path) -> None:
 
 
 def test_refused(repository: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=f"git in {repository}: Needed a single revision"):
+    with pytest.raises(UserError, match=f"{repository} has no commit nonsense"):
         find(f"{repository}@nonsense", quiet)
     with pytest.raises(UserError, match="not a git repository"):
         find(f"{tmp_path}@HEAD", quiet)
     with pytest.raises(UserError, match="git in /nonexistent: "):
         find("/nonexistent@HEAD", quiet)
+
+
+def test_below_the_top_and_bare(repository: Path, tmp_path: Path) -> None:
+    assert find(f"{repository}/mm@HEAD", quiet) == find(f"{repository}@HEAD", quiet)
+    bare = tmp_path / "bare.git"
+    git(repository, "clone", "-q", "--bare", str(repository), str(bare))
+    assert state(tree_at(bare, "HEAD")) == state(tree_at(repository, "HEAD"))
 
 
 def test_back_and_forth(repository: Path) -> None:

@@ -78,6 +78,35 @@ def test_archive_of_something_else(tmp_path: Path) -> None:
     assert not os.listdir(tree.home)
 
 
+@pytest.mark.parametrize("member", ["./linux-6.1", "."])
+def test_archives_of_other_shapes(tmp_path: Path, member: str) -> None:
+    top = sources(tmp_path / "linux-6.1")
+    archive = tmp_path / "x.tar"
+    where = tmp_path if member != "." else top
+    subprocess.run(["tar", "-C", where, "-cf", archive, member], check=True)
+    tree = Tree(find(str(archive), quiet))
+    tree.prepare(quiet)
+    assert state(tree)["Makefile"] == MAKEFILE
+
+
+def test_what_is_the_matter_with_an_archive_is_told(tmp_path: Path) -> None:
+    archive = tarball(tmp_path)
+    archive.write_bytes(archive.read_bytes()[:200])
+    with pytest.raises(UserError, match="Unexpected end of input"):
+        Tree(find(str(archive), quiet)).prepare(quiet)
+
+
+def test_directory_that_was_built_in_place(tmp_path: Path) -> None:
+    given = sources(tmp_path / "given")
+    (given / "Makefile").write_text(f"{MAKEFILE}mrproper:\n\trm .config made.h\n")
+    for name in (".config", "made.h", "mm/oom_kill.o"):
+        (given / name).touch()
+    tree = Tree(find(str(given), quiet))
+    tree.prepare(quiet)
+    assert set(state(tree)) == {"Makefile", "Kbuild", "mm/oom_kill.c", "README"}
+    assert (given / ".config").exists()
+
+
 def test_no_archive_at_all(tmp_path: Path) -> None:
     text = tmp_path / "linux.tar.xz"
     text.write_text("a text file\n")
@@ -156,6 +185,22 @@ def test_what_does_not_apply_leaves_the_tree_as_it_was(tmp_path: Path, kind: str
     assert state(tree) == before
     tree.patch([])
     assert state(tree)["mm/oom_kill.c"] == OOM_KILL
+
+
+@KINDS
+def test_what_is_there_already_is_not_taken_off(tmp_path: Path, kind: str) -> None:
+    tree = tree_of(tmp_path, kind)
+    port = patch(tmp_path, A_PORT, "a")
+    with pytest.raises(UserError, match=r"b does not apply: .*previously applied"):
+        tree.patch([port, patch(tmp_path, A_PORT, "b")])
+
+
+@pytest.mark.parametrize("names", [("i/", "w/"), ("linux-6.1.orig/", "linux-6.1/"), ("./", "./")])
+def test_the_first_part_of_a_name_does_not_count(tmp_path: Path, names: tuple[str, str]) -> None:
+    tree = tree_of(tmp_path)
+    text = A_PORT.replace("a/mm", f"{names[0]}mm").replace("b/mm", f"{names[1]}mm")
+    tree.patch([patch(tmp_path, text)])
+    assert state(tree)["mm/oom_kill.c"] == ported()
 
 
 def test_check_leaves_the_tree_alone(tmp_path: Path) -> None:
