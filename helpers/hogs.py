@@ -289,13 +289,14 @@ class Bait(Child):
 
 
 @contextmanager
-def lingering(memcg: Memcg) -> Iterator[int]:
+def lingering(memcg: Memcg, *, doomed: bool = False) -> Iterator[int]:
     """Somebody to be killed first, who does not go before the context ends; yields his pid.
 
     Who is traced stops on his way out, as a victim already, with all that he has (do_exit() in
     kernel/exit.c; PTRACE_SEIZE since 3.4), until there is nobody to trace him.
 
     :param memcg: where he lives.
+    :param doomed: whether he is on his way out from the beginning, and not for an OOM's sake.
     :raises Inconclusive: if nobody can be traced.
     """
     known, tell = os.pipe()
@@ -306,6 +307,9 @@ def lingering(memcg: Memcg) -> Iterator[int]:
         if libc.ptrace(PTRACE_SEIZE, bait.pid, None, ctypes.c_void_p(PTRACE_O_TRACEEXIT)):
             bait.kill()
             raise OSError(ctypes.get_errno(), "ptrace")
+        if doomed:
+            os.kill(bait.pid, signal.SIGKILL)
+            os.waitpid(bait.pid, 0)
         os.write(tell, str(bait.pid).encode())
         sleep_forever()
 

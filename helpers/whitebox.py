@@ -126,8 +126,8 @@ class Whitebox:
         :param blocks: how many at most.
         :param context: who allocates: ``task``, the caller; ``dying``, the caller, who has been
             sent SIGKILL and does not come back; ``shared``, the same, but his memory is in use by
-            somebody who lives on; ``thread``, one of the kernel's; ``worker``, one of a
-            workqueue's.
+            somebody who lives on; ``dumping``, the caller, as if it dumped its core; ``thread``,
+            one of the kernel's; ``worker``, one of a workqueue's.
         :param within: where the caller moves at the last moment, with nothing left that would be
             charged there.
         :raises Forbidden: unless system OOMs are allowed.

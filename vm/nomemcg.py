@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Does a tree still build without memcg, or its v1, when a patch has changed the memcg header?
+"""Does a tree still build without memcg and the like, when a patch has changed the memcg header?
 
 The changed header is put before the tree's own by the compiler, so that the tree stays as it is:
 nearly everything depends on that header, and would be built again.
@@ -17,7 +17,6 @@ from vm.kconfig import make
 from vm.source import Say, Tree, find, version
 
 HEADER = "include/linux/memcontrol.h"
-V1 = "mm/memcontrol-v1.o"
 
 
 def complaint(kernel: str, patch: Path, say: Say) -> str:
@@ -41,7 +40,7 @@ def complaint(kernel: str, patch: Path, say: Say) -> str:
         shutil.copy(tree.path / HEADER, header)
         try:
             run.watch(["patch", "-p1", "--batch", "-i", str(patch)], cwd=Path(scratch))
-            variants = [v for v in stubs.VARIANTS if V1 in v.absent and v.first <= found]
+            variants = [variant for variant in stubs.VARIANTS if variant.first <= found]
             if whole:
                 # Another flavour may have been built there last, and lacks the function.
                 names = {name for variant in variants for name in variant.absent}

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""I5: does a tree still build without memcg, without memcg v1, without NUMA?
+"""I5: does a tree still build without memcg, without memcg v1, without NUMA, without swap?
 
 A whole kernel for each would take minutes. Only the files that deal with OOMs are compiled, and a
 symbol that they want from a file which such a kernel does not have is a link that would fail, as is
-one that two of them define. A kernel of one node has all that matters to OOMs, and must call it.
+one that two of them define. A kernel of one node, or without swap, has all that matters to OOMs,
+and must call it.
 """
 
 from __future__ import annotations
@@ -31,8 +32,9 @@ class Variant:
     """A kernel configured without something.
 
     :ivar absent: the object files that it then does not have.
-    :ivar also: what it has besides :data:`OBJECTS` and must be compiled as well.
-    :ivar same: what must need of :data:`MEMCG` all that it needs in the whole kernel.
+    :ivar also: what it has besides :data:`OBJECTS` and must be compiled as well, where the source
+        has it.
+    :ivar same: what must need of :data:`MEMCG` all that it needs in the whole kernel, and find it.
     """
 
     name: str
@@ -57,7 +59,14 @@ VARIANTS = (
         "without NUMA",
         "no-numa.config",
         ("mm/mempolicy.o",),
-        ("mm/memcontrol.o",),
+        MEMCG,
+        same=("mm/oom_kill.o", "mm/page_alloc.o"),
+    ),
+    Variant(
+        "without swap",
+        "no-swap.config",
+        ("mm/swapfile.o",),
+        MEMCG,
         same=("mm/oom_kill.o", "mm/page_alloc.o"),
     ),
 )
@@ -74,6 +83,10 @@ def _symbols(objects: Path, name: str, which: str) -> set[str]:
     return {word[0] for word in words if word[1] not in "vVwW"}
 
 
+def _defined(objects: Path, names: Iterable[str]) -> set[str]:
+    return set().union(*(_symbols(objects, name, "--defined-only") for name in names))
+
+
 def complaint(source: Source, tree: Tree, whole: Path, variant: Variant, header: str = "") -> str:
     """What compiler or linker have to say, empty if they are content.
 
@@ -88,7 +101,8 @@ def complaint(source: Source, tree: Tree, whole: Path, variant: Variant, header:
     configure(tree.path, objects, [*configs, fragment])
     run.watch(make(tree.path, objects, "prepare"))
     flags = [f"CFLAGS_oom_kill.o=-include {header}"] if header else []
-    wanted = [*OBJECTS, *variant.also]
+    there = [name for name in variant.also if (tree.path / name).with_suffix(".c").exists()]
+    wanted = [*OBJECTS, *there]
     try:
         run.watch(make(tree.path, objects, *flags, *wanted))
     except run.Failed as error:
@@ -106,10 +120,13 @@ def complaint(source: Source, tree: Tree, whole: Path, variant: Variant, header:
         if twice:
             return f"{other}: multiple definition of {min(twice)}, which {one} has, too"
     for name in variant.same:
-        lost = _symbols(whole, name, "-u") - _symbols(objects, name, "-u")
-        lost &= set().union(*(_symbols(whole, memcg, "--defined-only") for memcg in MEMCG))
+        needed = _symbols(whole, name, "-u") & _defined(whole, MEMCG)
+        lost = needed - _symbols(objects, name, "-u")
         if lost:
             return f"{name}: no longer refers to {min(lost)}, which is there"
+        lost = needed - _defined(objects, MEMCG)
+        if lost:
+            return f"{name}: undefined reference to {min(lost)}, which memcg no longer has"
     return ""
 
 

@@ -12,8 +12,8 @@
  *		the first call of out_of_memory() for the system, and where the allocator gives up.
  *		GFP is a name in masks[]. CONTEXT is "task" (the writer), "dying" (the writer, with
  *		SIGKILL pending: the write never returns to it), "shared" (the same, but its memory is in
- *		use by somebody who lives on), "thread" (one of the kernel's) or "worker" (one of a
- *		workqueue's).
+ *		use by somebody who lives on), "dumping" (the writer, as if it dumped its core), "thread"
+ *		(one of the kernel's) or "worker" (one of a workqueue's).
  *	hold PAGES REPORT
  *		Keep that many pages and free them from within the next such call, as an OOM notifier
  *		does. With REPORT 0 it keeps that to itself, so that out_of_memory() goes on.
@@ -346,6 +346,12 @@ static int run_in(const char *context, struct loop *loop)
 	}
 	if (!strcmp(context, "shared"))
 		return run_shared(loop);
+	if (!strcmp(context, "dumping")) {
+		current->flags |= PF_DUMPCORE;
+		run(loop);
+		current->flags &= ~PF_DUMPCORE;
+		return 0;
+	}
 	if (!strcmp(context, "dying"))
 		send_sig(SIGKILL, current, 1);
 	else if (strcmp(context, "task"))

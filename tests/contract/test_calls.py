@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from functools import partial
 
@@ -112,8 +113,13 @@ def test_a_victim_that_does_not_go_is_not_the_last(root: Memcg, listen: Listen) 
     with lingering(root) as first:
         hog = Child(exhaust, root, VICTIM // 4)
         status = hog.ended()
-    killed = [kill.pid for kill in kills(kmsg.read())]
+    lines = kmsg.read()
     kmsg.close()
+    killed = [kill.pid for kill in kills(lines)]
     if killed[:1] != [first]:
         raise Inconclusive(f"process {first} was not the first victim: {killed}")
     assert len(killed) > 1, f"a victim did not go and nobody else was killed, the hog has {status}"
+    _, second, *_ = (n for n, line in enumerate(lines) if kills([line]))
+    said = re.compile(rf"oom_reaper: (?:reaped process |unable to reap pid:){first} ")
+    taken = any(map(said.search, lines[:second]))
+    assert taken, "somebody else was killed before the first victim's memory was taken from it"

@@ -188,6 +188,23 @@ def test_while_an_earlier_victim_has_not_gone(root: Memcg, listen: Listen) -> No
 
 
 @pytest.mark.clause("P4")
+def test_for_whom_nobody_new_is_killed(root: Memcg, listen: Listen) -> None:
+    """Who is to be killed is on his way out already: the kernel helps him, and says nothing of it
+    but that his memory has been taken (oom_kill_process(), mm/oom_kill.c).
+    """
+    need("an OOM reaper", root)
+    listener = listen(root, "root")
+    with lingering(root, doomed=True) as first:
+        proof = system_oom(allocator=root, score=VICTIM // 4)
+    reaped = any(f"oom_reaper: reaped process {first} " in line for line in proof.lines)
+    if not reaped or first in {kill.pid for kill in proof.kills}:
+        raise Inconclusive(f"process {first} was not helped out: {proof.kills}")
+    (count,) = settled(root, [listener], fires(listener))
+    told = f"{count} signals for {proof.system_kills} system OOM kills and for one without"
+    assert count > proof.system_kills, told
+
+
+@pytest.mark.clause("P4")
 @pytest.mark.parametrize(
     ("setting", "value"), [("vm/oom_dump_tasks", "0"), ("vm/overcommit_memory", "1")]
 )

@@ -24,6 +24,8 @@ from helpers.triggers import MUCH, blocked_hog, fence, hog_at_limit, memcg_oom
 Make = Callable[..., Memcg]
 Listen = Callable[..., Listener]
 ROOM = 8 * MIB  # a limit that children can be started within
+MANY = 4  # who wait at one limit
+TRIES = 4
 
 
 @pytest.mark.clause("K1")
@@ -165,6 +167,23 @@ def crowd(memcg: Memcg, number: int) -> Iterator[list[Child]]:
             hog.kill()
         os.close(ready)
         os.close(go)
+
+
+@pytest.mark.clause("K1")
+def test_the_first_who_waits_signals_for_all(memcg: Make, listen: Listen) -> None:
+    child = memcg()
+    listener = listen(child, "child")
+    counts = []
+    for _ in range(TRIES):
+        # Who is woken meanwhile, by somebody's exit, tells again.
+        with crowd(child, MANY):
+            counts.append(listener.count())
+        if 0 < counts[-1] < MANY:
+            return
+    assert any(counts), "a memcg OOM did not signal its memcg, with the killer disabled"
+    raise AssertionError(
+        f"{MANY} wait at the limit of a memcg, each time {min(counts)} or more tell"
+    )
 
 
 @pytest.mark.clause("K4")

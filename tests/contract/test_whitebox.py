@@ -239,6 +239,7 @@ def test_memcg_oom_in_an_allocation_that_forbids_io_does_not_signal_root(
         ("kernel", 9, "task"),
         ("dma32", 0, "task"),
         ("thisnode", 0, "task"),
+        ("kernel", 0, "dumping"),
     ],
 )
 def test_allocation_that_may_fail_keeps_root_silent(
@@ -257,19 +258,20 @@ def test_allocation_that_may_fail_keeps_root_silent(
 
 @pytest.mark.clause("K6")
 @pytest.mark.parametrize(
-    ("gfp", "order", "told"),
+    ("gfp", "order", "context", "told"),
     [
-        ("retry_mayfail", 0, "__GFP_RETRY_MAYFAIL"),
-        ("kernel", 9, "order=9"),
-        ("thisnode", 0, "__GFP_THISNODE"),
-        ("dma32", 0, "GFP_DMA32"),
+        ("retry_mayfail", 0, "task", "__GFP_RETRY_MAYFAIL"),
+        ("kernel", 9, "task", "order=9"),
+        ("thisnode", 0, "task", "__GFP_THISNODE"),
+        ("dma32", 0, "task", "GFP_DMA32"),
+        ("kernel", 0, "dumping", "GFP_KERNEL|__GFP_NOWARN"),
     ],
 )
 def test_allocation_that_may_fail_kills_nobody(
-    root: Memcg, listen: Listen, whitebox: Whitebox, gfp: str, order: int, told: str
+    root: Memcg, listen: Listen, whitebox: Whitebox, gfp: str, order: int, context: str, told: str
 ) -> None:
     def attempt() -> None:
-        lines = beside_a_bait(root, lambda: whitebox.alloc(gfp, order=order))
+        lines = beside_a_bait(root, lambda: whitebox.alloc(gfp, order=order, context=context))
         invoked = [line for line in lines if "invoked oom-killer" in line and told in line]
         assert not invoked, f"an allocation that may fail ran into the OOM killer: {invoked[0]}"
         killed = kills(lines)
@@ -279,6 +281,26 @@ def test_allocation_that_may_fail_kills_nobody(
             raise Inconclusive("the allocation did not just fail")
 
     alone(root, listen(root, "root"), attempt)
+
+
+@pytest.mark.clause("K6")
+@pytest.mark.parametrize("lingers", [False, True], ids=["goes", "lingers"])
+def test_allocation_that_somebody_dies_for_is_not_refused(
+    root: Memcg, memcg: Make, listen: Listen, whitebox: Whitebox, lingers: bool
+) -> None:
+    listen(root, "root")
+    body = partial(whitebox.alloc, "kernel")
+    for _ in range(3):
+        if lingers:
+            with hogs.lingering(root) as first:
+                _, lines = ran(body, root, score=0)
+            killed = [kill.pid for kill in kills(lines)]
+            if killed[:1] != [first]:
+                raise Inconclusive(f"process {first} was not killed for the allocation: {killed}")
+        else:
+            system_oom(allocator=root, victim=memcg(), body=body)
+        refused = whitebox.counts().refused
+        assert not refused, "an allocation failed that somebody is killed for"
 
 
 @pytest.mark.clause("P8")

@@ -82,6 +82,7 @@ def test_what_a_file_no_longer_refers_to(
 ) -> None:
     monkeypatch.setattr(run, "watch", quiet)
     compiled(built / "whole/mm/memcontrol-v1.o", "void notify_v1(void) {}")
+    oom_kill(built, "void notify(void) {} void notify_v1(void) {}", "mm/memcontrol.o")
     code = f"void {name}(void); void oom(void) {{ %s }}"
     compiled(built / "whole/mm/oom_kill.o", code % f"{name}();")
     oom_kill(built, code % (f"{name}();" if calls else ""))
@@ -90,6 +91,20 @@ def test_what_a_file_no_longer_refers_to(
     complaint = stubs.complaint(given, source.Tree(given), built / "whole", alike)
     told = "" if calls else f"mm/oom_kill.o: no longer refers to {name}, which is there"
     assert complaint == told
+
+
+@pytest.mark.parametrize("defined", [False, True])
+def test_what_memcg_no_longer_defines(
+    built: Path, monkeypatch: pytest.MonkeyPatch, defined: bool
+) -> None:
+    monkeypatch.setattr(run, "watch", quiet)
+    for top in (built / "whole", built / "builds" / "key-no-memcg"):
+        compiled(top / "mm/oom_kill.o", "void notify(void); void oom(void) { notify(); }")
+    oom_kill(built, "void notify(void) {}" if defined else "", "mm/memcontrol.o")
+    alike = Variant("alike", "no-memcg.config", (), same=("mm/oom_kill.o",))
+    given = source.Source("key", built)
+    complaint = stubs.complaint(given, source.Tree(given), built / "whole", alike)
+    assert ("undefined reference to notify" in complaint) == (not defined)
 
 
 def test_what_the_compiler_says(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
