@@ -283,7 +283,8 @@ def _wanted(tree: Path, log: Log, given: argparse.Namespace) -> Bisection:
         if before is None:
             raise UserError(f"no bisection goes on in {tree}: give --good and --bad")
         asked = before.question
-        if given.clause not in ("", asked.clause) or given.patch or given.config:
+        more = given.patch or given.config or given.first_parent
+        if given.clause not in ("", asked.clause) or more:
             raise UserError("bisect: what was asked goes on; give --good and --bad to ask anew")
         configs = [Path(asked.config)] if asked.config else []
         if _digest([Path(name) for name in asked.patches], configs) != asked.content:

@@ -24,6 +24,8 @@ from vm.errors import INCONCLUSIVE, UserError
 NOTIFIES = re.compile(r"\b(mem_?c(?:group|g)\w*_notif\w*)\s*\(")
 TOUCHED = re.compile(r"^(?:---|\+\+\+) (\S+)", re.MULTILINE)
 REFUSED = re.compile(r"FAILED|can't find|previously applied")
+# What is in a tree that was built in place.
+BUILT = (".config", "include/config", "arch/x86/include/generated")
 # What tar and rsync end with after they have said what is the matter.
 SUMMARY = re.compile(
     r"not recoverable|previous (?:errors|failure)|Child returned status|^rsync error"
@@ -136,8 +138,8 @@ class Tree:
         command += [f"--exclude={name}" for name in ("*.o", "*.ko", "*.a", ".*.cmd", "/vmlinux")]
         command += [f"--exclude=/{name}" for name in self._patched()]
         self._run([*command, f"{self.source.path}/", f"{self.path}/"])
-        if any((self.path / name).exists() for name in (".config", "include/config")):
-            # It was built in place. Kbuild builds nothing out of a tree that is not clean.
+        if any((self.path / name).exists() for name in BUILT):
+            # Kbuild builds nothing out of a tree that is not clean (outputmakefile in Makefile).
             self._run(["make", "-C", str(self.path), "ARCH=x86", "mrproper"])
 
     def _run(self, command: list[str]) -> None:
