@@ -29,7 +29,7 @@ ROOM = 4 * MIB  # that a child needs besides what it is to take
 # be said before the test itself is ended.
 EXIT_WAIT = 20.0
 KILL_WAIT = 8.0
-ROOM_WAIT = 2.0
+ROOM_WAIT = 5.0
 LOOKS = 8  # at a process, each of which finds it asleep
 
 PTRACE_SEIZE, PTRACE_O_TRACEEXIT = 0x4206, 1 << 6

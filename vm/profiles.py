@@ -51,6 +51,9 @@ PROFILES = {
         ),
         Profile("nomemcg", cmdline="cgroup_disable=memory", memcg=False),
         Profile("parallel", parallel=True),
+        # What is used after it was freed is seen to be, where SLUB_DEBUG is set: eventfds, and the
+        # entries of the lists that they are on. Since 6.18 it would else be as it was for long.
+        Profile("poisoned", cmdline="slub_debug=P,kmalloc-32,kmalloc-64"),
         Profile("v2", cmdline="cgroup_no_v1=memory", memcg=False),
     )
 }

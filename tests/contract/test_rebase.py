@@ -380,6 +380,7 @@ def test_memcgs_do_not_add_to_the_signals(
 
 
 @pytest.mark.clause("S1")
+@pytest.mark.profile("poisoned")
 @pytest.mark.pristine  # as for test_root_takes_a_listener_during_a_system_oom
 @pytest.mark.system_oom
 def test_listeners_leave_while_others_are_told(root: Memcg, listen: Listen, slowly: bool) -> None:

@@ -291,6 +291,7 @@ def test_allocation_that_somebody_dies_for_is_not_refused(
     listen(root, "root")
     body = partial(whitebox.alloc, "kernel")
     for _ in range(3):
+        over(root)
         if lingers:
             with hogs.lingering(root) as first:
                 _, lines = ran(body, root, score=0)
