@@ -95,7 +95,7 @@ class Log:
             try:
                 row = json.loads(line)
             except json.JSONDecodeError:
-                continue  # nothing, or what was being written when the machine went down
+                continue  # what was being written when the machine went down
             yield Step(**{**row, "clauses": tuple(row["clauses"])})
 
     def about(self, commit: str, wanted: Bisection) -> Step:
@@ -117,9 +117,11 @@ class Log:
             if step.word == NOT_PATCHED and not wanted.descends(commit):
                 step = replace(step, code=UNTESTABLE, detail=NEVER)
             both(tell(step))
+        before = self._steps.read_text() if self._steps.exists() else ""
         with self._steps.open("a") as file:
             # What was being written when the machine went down may have no end of line.
-            file.write("\n" + json.dumps(asdict(step)) + "\n")
+            file.write("\n" if before and not before.endswith("\n") else "")
+            file.write(json.dumps(asdict(step)) + "\n")
             file.flush()
             os.fsync(file.fileno())
         return step
