@@ -304,16 +304,20 @@ def test_allocation_that_somebody_dies_for_is_not_refused(
     somebody: Callable[[Memcg], AbstractContextManager[int]],
 ) -> None:
     listen(root, "root")
-    for _ in range(3):
+    asked = 0
+    for _ in range(TRIES // 2):
         over(root)
         with somebody(root) as first:
             status, lines = ran(partial(whitebox.alloc, "kernel"), root, score=0)
-        killed = [kill.pid for kill in kills(lines)]
         # Who is a victim himself may be refused what he asks for.
-        if status != 0 or killed[:1] != [first]:
-            raise Inconclusive(f"process {first} was not killed for the allocation: {killed}")
-        refused = whitebox.counts().refused
-        assert not refused, "an allocation failed that somebody is killed for"
+        if status == 0 and first in {kill.pid for kill in kills(lines)}:
+            refused = whitebox.counts().refused
+            assert not refused, "an allocation failed that somebody is killed for"
+            asked += 1
+        if asked == 3:
+            return
+    if not asked:
+        raise Inconclusive("nobody else was ever killed for the allocation")
 
 
 @pytest.mark.clause("P8")

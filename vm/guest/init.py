@@ -99,6 +99,9 @@ def prepare() -> dict[str, Any]:
     # Since 6.7 a CPU may keep many MiB of free pages to itself, and it is not asked for them when
     # nothing can be reclaimed (__alloc_pages_direct_reclaim(), mm/page_alloc.c).
     write("/proc/sys/vm/percpu_pagelist_high_fraction", "1000")
+    # Since 5.0 a zone may keep some MiB more than its minimum for a while, which nothing tells of
+    # (boost_watermark(), mm/page_alloc.c).
+    write("/proc/sys/vm/watermark_boost_factor", "0")
     # Whoever moves a process into a memcg waits for a grace period of RCU, a matter of ticks
     # (percpu_down_write(), kernel/locking/percpu-rwsem.c). call_rcu() is as before.
     write("/sys/kernel/rcu_expedited", "1")
