@@ -9,7 +9,6 @@ state of the bisection, so that whatever ends this, the same command goes on whe
 from __future__ import annotations
 
 import argparse
-import hashlib
 import io
 import json
 import os
@@ -22,7 +21,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from vm import cache, git, kconfig, verdict
+from vm import build, cache, git, kconfig, verdict
 from vm.errors import INCONCLUSIVE, USAGE, UserError
 from vm.examine import BAD, BROKEN, GOOD, ROOT, UNTESTABLE, Question, Step, examine
 from vm.run import columns, say
@@ -158,27 +157,25 @@ def _question(given: argparse.Namespace) -> Question:
     """
     if given.clause and given.clause not in verdict.clauses():
         raise UserError(f"--clause {given.clause}: no such clause")
-    patches = [Path(name).resolve() for name in given.patch if given.patch != ["none"]]
-    config = [Path(given.config).resolve()] if given.config else []
-    names = tuple(map(str, patches))
+    names = given.patch if given.patch != ["none"] else []
+    patches = tuple(str(Path(name).resolve()) for name in names)
+    config = str(Path(given.config).resolve()) if given.config else ""
     tree = git.top(Path(given.tree).resolve())
-    return Question(
-        str(tree), given.clause, names, "".join(map(str, config)), _digest(patches, config)
-    )
+    return Question(str(tree), given.clause, patches, config, _content(patches, config))
 
 
-def _digest(patches: Sequence[Path], configs: Sequence[Path]) -> str:
+def _content(patches: Sequence[str], config: str) -> str:
     """What these files hold, in a few letters.
 
+    :param config: a configuration; empty for none.
     :raises UserError: if one cannot be read or is not what it should be.
     """
-    check_readable(patches)
-    for path in configs:
-        kconfig.text(path)
-    whole = hashlib.sha256()
-    for path in (*patches, *configs):
-        whole.update(path.read_bytes() + b"\0")
-    return whole.hexdigest()[:16]
+    files = [Path(name) for name in patches]
+    check_readable(files)
+    if config:
+        files.append(Path(config))
+        kconfig.text(files[-1])
+    return build.digest(files)
 
 
 def step_main(given: argparse.Namespace) -> int:
@@ -288,8 +285,7 @@ def _wanted(tree: Path, log: Log, given: argparse.Namespace) -> Bisection:
         more = given.patch or given.config or given.first_parent
         if given.clause not in ("", asked.clause) or more:
             raise UserError("bisect: what was asked goes on; give --good and --bad to ask anew")
-        configs = [Path(asked.config)] if asked.config else []
-        if _digest([Path(name) for name in asked.patches], configs) != asked.content:
+        if _content(asked.patches, asked.config) != asked.content:
             raise UserError("bisect: a patch has changed; give --good and --bad to ask anew")
         return before
     good, bad = git.commit(tree, given.good), git.commit(tree, given.bad)

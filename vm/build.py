@@ -103,14 +103,14 @@ def build_kernel(
         tree.prepare(say)
         chosen = _choose(tree, flavour, patches, say)
         key, configs, patches = _plan(source, tree, chosen, patches, config)
-        objects = cache.cache_dir() / "builds" / f"{source.name}-{_digest(configs)}"
+        objects = cache.cache_dir() / "builds" / f"{source.name}-{digest(configs)}"
         if not source.fixed or not _complete(key, variants):
             tree.patch(patches)
             label = name or f"{'.'.join(map(str, version(tree.path)))}/{chosen.name}"
             with cache.disk_full(objects):
                 _make(tree.path, objects, configs, label, say, config is not None)
                 if not source.fixed:
-                    key = _digest([objects / "arch/x86/boot/bzImage"])
+                    key = digest([objects / "arch/x86/boot/bzImage"])
                 _publish(objects, key)
                 if variants:
                     others = stubs.VARIANTS if chosen.variants else ()
@@ -172,7 +172,8 @@ def _is_port(tree: Tree, patches: Sequence[Path]) -> bool:
     return True
 
 
-def _digest(files: Sequence[Path]) -> str:
+def digest(files: Sequence[Path]) -> str:
+    """What these files hold, in a few letters."""
     whole = hashlib.sha256()
     for path in files:
         whole.update(path.read_bytes() + b"\0")
@@ -180,7 +181,7 @@ def _digest(files: Sequence[Path]) -> str:
 
 
 def _key(source: Source, fragments: Sequence[Path], patches: Sequence[Path]) -> str:
-    inputs = f"{source.key}|{_digest(fragments)}|{_digest(patches)}"
+    inputs = f"{source.key}|{digest(fragments)}|{digest(patches)}"
     return hashlib.sha256(inputs.encode()).hexdigest()[:16]
 
 

@@ -126,7 +126,7 @@ def _ask(image: Path, arguments: Sequence[str], out: IO[str]) -> dict[str, Any]:
 def _compiled(image: Path) -> Found:
     """What the compiler has said of the variants without memcg and the like."""
     judgement = verdict.judge(stubs.answers(image), verdict.clauses())
-    rows = [{"id": r.clause.id, "level": r.clause.level, **vars(r)} for r in judgement.rows]
+    rows = [row.data() for row in judgement.rows]
     return read({"clauses": rows, "why": judgement.why}, stubs.CLAUSE)
 
 

@@ -173,10 +173,10 @@ def merges(repository: Path, good: str, bad: str) -> bool:
     return bool(_git(repository, "rev-list", "--merges", "-n1", f"{good}..{bad}"))
 
 
-def parent(repository: Path, commit: str) -> str:
+def parent(repository: Path, child: str) -> str:
     """The first parent of a commit, empty if it has none here."""
     try:
-        return _git(repository, "rev-parse", "--verify", f"{commit}^").decode().strip()
+        return commit(repository, f"{child}^")
     except UserError:
         return ""
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from vm import build, cache, run, series, stubs
 from vm.errors import UserError
 from vm.kconfig import make
-from vm.source import Say, Tree, find, version
+from vm.source import Say, Tree, apply, find, version
 
 HEADER = "include/linux/memcontrol.h"
 
@@ -39,7 +39,7 @@ def complaint(kernel: str, patch: Path, say: Say) -> str:
         header.parent.mkdir(parents=True)
         shutil.copy(tree.path / HEADER, header)
         try:
-            run.watch(["patch", "-p1", "--batch", "-i", str(patch)], cwd=Path(scratch))
+            apply(patch, Path(scratch))
             variants = [variant for variant in stubs.VARIANTS if variant.first <= found]
             if whole:
                 # Another flavour may have been built there last, and lacks the function.

@@ -145,13 +145,7 @@ class Results:
                     "why": judgement.why,
                     "clauses_named": judgement.named,
                     "exit_code": judgement.exit_code,
-                    "clauses": [
-                        {
-                            **asdict(row.clause),
-                            **{k: v for k, v in vars(row).items() if k != "clause"},
-                        }
-                        for row in judgement.rows
-                    ],
+                    "clauses": [row.data() for row in judgement.rows],
                     "tests": [asdict(one) for one in self.answers.get(kernel, {}).values()],
                 }
                 for kernel, judgement in self.judgements.items()

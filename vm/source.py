@@ -212,7 +212,7 @@ class Tree:
                     if content is not None:
                         (top / name).write_bytes(content)
                 names |= touched
-                _apply(path, top)
+                apply(path, top)
             return {n: (top / n).read_bytes() if (top / n).exists() else None for n in names}
 
     def _keep_original(self, name: str) -> None:
@@ -260,7 +260,11 @@ def _touched(patch: Path) -> Iterator[str]:
         yield name
 
 
-def _apply(patch: Path, top: Path) -> None:
+def apply(patch: Path, top: Path) -> None:
+    """Put a patch on the files below a directory.
+
+    :raises UserError: if it does not apply, or is there already.
+    """
     # With --batch alone, a patch that is there already would be taken off.
     command = ["patch", "-p1", "--batch", "--forward", "--no-backup-if-mismatch", "-r", "-", "-i"]
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 CONTRACT = Path(__file__).resolve().parent.parent / "tests" / "contract"
@@ -79,6 +79,11 @@ class Row:
     detail: str
     passed: int
     total: int
+
+    def data(self) -> dict[str, object]:
+        """The clause and what is known of it, as the reports have it: all on one level."""
+        whole = asdict(self)
+        return {**whole.pop("clause"), **whole}
 
 
 @dataclass(frozen=True)

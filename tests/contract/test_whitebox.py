@@ -98,18 +98,25 @@ def proven(counts: Counts, way: str) -> None:
         raise Inconclusive(f"the system OOM did not end as {way}: {counts}")
 
 
+@contextmanager
+def bait(memcg: Memcg, size: int = 24 * MIB) -> Iterator[int]:
+    """Somebody to be killed first; yields his pid."""
+    one = Bait(memcg, size)
+    try:
+        yield one.pid
+    finally:
+        one.kill()
+        os.close(one.tether)
+
+
 def beside_a_bait(root: Memcg, body: Callable[[], None]) -> list[str]:
     """Have a child run ``body`` while there is somebody else to be killed; what the log says then.
 
     The child would not do: a task that is dying already is chosen without a word.
     """
-    bait = Bait(root, MIB)
-    try:
+    with bait(root, MIB):
         _, lines = ran(body, root, score=0)
         return lines
-    finally:
-        bait.kill()
-        os.close(bait.tether)
 
 
 @pytest.mark.clause("N4")
@@ -282,17 +289,6 @@ def test_allocation_that_may_fail_kills_nobody(
             raise Inconclusive("the allocation did not just fail")
 
     alone(root, listen(root, "root"), attempt)
-
-
-@contextmanager
-def bait(memcg: Memcg) -> Iterator[int]:
-    """Somebody to be killed first; yields his pid."""
-    one = Bait(memcg)
-    try:
-        yield one.pid
-    finally:
-        one.kill()
-        os.close(one.tether)
 
 
 @pytest.mark.clause("K6")

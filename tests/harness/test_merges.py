@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.harness.test_bisect import call, steps
+from tests.harness.test_git import git as as_nobody
 from vm import bisect, git
 from vm.errors import UserError
 from vm.examine import BAD, GOOD, Question, Step
@@ -33,16 +34,13 @@ class Vendor:
         self.git("checkout", "-q", "stable")
         for number in range(4):
             self.commit(f"stable {number}", other=str(number))
-        self.git("tag", "stable-end")
         self.git("checkout", "-q", "vendor")
         self.git("merge", "-q", "--no-edit", "stable")
         self.commit("culprit", port="wrong")
         self.commit("harmless", other="more")
 
     def git(self, *arguments: str) -> None:
-        who = ("-c", "user.name=t", "-c", "user.email=t@example.org")
-        command = ["git", "-C", str(self.top), *who, *arguments]
-        subprocess.run(command, check=True, capture_output=True)
+        as_nobody(self.top, *arguments)
 
     def commit(self, subject: str, **files: str) -> None:
         for name, text in files.items():

@@ -14,6 +14,7 @@ from vm import run, source, stubs
 from vm.stubs import Variant
 
 VARIANT = Variant("without memcg", "no-memcg.config", ("mm/memcontrol.o",))
+ALIKE = Variant("alike", "no-memcg.config", (), same=("mm/oom_kill.o",))
 
 
 def compiled(target: Path, code: str) -> None:
@@ -33,9 +34,9 @@ def built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def complain(built: Path) -> str:
+def complain(built: Path, variant: Variant = VARIANT) -> str:
     given = source.Source("key", built)
-    return stubs.complaint(given, source.Tree(given), built / "whole", VARIANT)
+    return stubs.complaint(given, source.Tree(given), built / "whole", variant)
 
 
 def oom_kill(built: Path, code: str, name: str = "mm/oom_kill.o") -> None:
@@ -86,11 +87,8 @@ def test_what_a_file_no_longer_refers_to(
     code = f"void {name}(void); void oom(void) {{ %s }}"
     compiled(built / "whole/mm/oom_kill.o", code % f"{name}();")
     oom_kill(built, code % (f"{name}();" if calls else ""))
-    alike = Variant("alike", "no-memcg.config", (), same=("mm/oom_kill.o",))
-    given = source.Source("key", built)
-    complaint = stubs.complaint(given, source.Tree(given), built / "whole", alike)
     told = "" if calls else f"mm/oom_kill.o: no longer refers to {name}, which is there"
-    assert complaint == told
+    assert complain(built, ALIKE) == told
 
 
 @pytest.mark.parametrize("defined", [False, True])
@@ -98,13 +96,11 @@ def test_what_memcg_no_longer_defines(
     built: Path, monkeypatch: pytest.MonkeyPatch, defined: bool
 ) -> None:
     monkeypatch.setattr(run, "watch", quiet)
-    for top in (built / "whole", built / "builds" / "key-no-memcg"):
-        compiled(top / "mm/oom_kill.o", "void notify(void); void oom(void) { notify(); }")
+    code = "void notify(void); void oom(void) { notify(); }"
+    compiled(built / "whole/mm/oom_kill.o", code)
+    oom_kill(built, code)
     oom_kill(built, "void notify(void) {}" if defined else "", "mm/memcontrol.o")
-    alike = Variant("alike", "no-memcg.config", (), same=("mm/oom_kill.o",))
-    given = source.Source("key", built)
-    complaint = stubs.complaint(given, source.Tree(given), built / "whole", alike)
-    assert ("undefined reference to notify" in complaint) == (not defined)
+    assert ("undefined reference to notify" in complain(built, ALIKE)) == (not defined)
 
 
 def test_what_the_compiler_says(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
