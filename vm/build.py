@@ -15,7 +15,7 @@ from vm import cache, kmod, run, series, stubs
 from vm.errors import INCONCLUSIVE, HostError, UserError
 from vm.kconfig import configure, make, text
 from vm.kernel import Kernel, inspect
-from vm.source import Say, Source, Tree, check_readable, find, version
+from vm.source import Say, Source, Tree, check_readable, expand, find, version
 
 NAME = re.compile(r"^(\d+\.\d+)/([a-z-]+)$")
 STEP = re.compile(r"^  (?:CC|AS|LD|AR)\s+(?:\[M\]\s+)?(\S+)")
@@ -39,7 +39,7 @@ def resolve(name: str, say: Say = lambda line: None) -> Kernel:
     :raises UserError: if there is no such image or it cannot be built.
     """
     if NAME.match(name) is None or Path(name).exists():
-        return inspect(Path(name).expanduser(), name)
+        return inspect(expand(name), name)
     source, flavour = named(name)
     return build_kernel(source, flavour=flavour, name=name, say=say)
 

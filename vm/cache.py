@@ -17,6 +17,11 @@ import platformdirs
 
 from vm.errors import HostError
 
+CONTENT = (
+    "accel", "apt", "builds", "images", "initramfs", "locks", "modules", "rejected-by.json",
+    "snapshots", "sources", "tox", "venv",
+)  # fmt: skip
+
 
 def cache_dir() -> Path:
     """Where everything that can be made again is kept: ``OOMTEST_CACHE``, or the user's cache."""
@@ -112,13 +117,24 @@ def forget(directory: Path) -> None:
 def size() -> int:
     """Bytes on disk (sparse files count what they occupy)."""
     total = 0
-    for directory, _, files in os.walk(cache_dir()):
-        for name in files:
-            with contextlib.suppress(OSError):
-                total += os.lstat(os.path.join(directory, name)).st_blocks * 512
+    for kind in CONTENT:
+        for directory, _, files in os.walk(cache_dir() / kind):
+            for name in files:
+                with contextlib.suppress(OSError):
+                    total += os.lstat(os.path.join(directory, name)).st_blocks * 512
     return total
 
 
 def clean() -> None:
-    """Delete the whole cache."""
-    shutil.rmtree(cache_dir(), ignore_errors=True)
+    """Delete all that is cached, and nothing else: the directory may be somebody's who chose it.
+
+    :raises OSError: if something cannot be deleted.
+    """
+    for name in CONTENT:
+        path = cache_dir() / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        cache_dir().rmdir()

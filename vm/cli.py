@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -111,6 +112,11 @@ def _clean(_: argparse.Namespace) -> int:
     return 0
 
 
+def _terminated(*_: object) -> None:
+    """SIGTERM ends a run as Ctrl-C does: with nothing left behind."""
+    raise KeyboardInterrupt
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb.
 
@@ -121,6 +127,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not words or (words[0].startswith("-") and words[0] not in {"-h", "--help"}):
         words.insert(0, "run")
     given, further = parser().parse_known_args(words)
+    if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _terminated)
     try:
         if given.verb == "run":
             given.pytest = further

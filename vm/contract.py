@@ -13,11 +13,19 @@ import pytest
 
 from vm.errors import INCONCLUSIVE, INTERRUPTED, USAGE, UserError
 from vm.results import NAME, Results
+from vm.target import names
 from vm.verdict import CONTRACT, EXIT_CODES, marks
 
 ROOT = Path(__file__).resolve().parent.parent
 HELP = """\
 Exit codes: 0 conforms, 1 violates or not patched, 125 inconclusive, 2 wrong usage, 130 interrupted.
+
+  --json FILE, --html FILE    write the verdict, as data or to be read
+  --clause ID                 only the tests of this clause; may be repeated
+  --accel auto|kvm|tcg        acceleration; auto, the default, finds out what works here
+  --kernel-build DIR          where a kernel that was not built here was built, or its headers
+  --pristine                  a new machine for each test
+
 Further arguments are pytest's: -k P1, -x, --junitxml FILE, --durations 10, -v, a test's id ...
 A -k that is a clause's name stands for the tests of that clause, as --clause does.
 """
@@ -54,10 +62,10 @@ TAKES = {"-k", "-m", "--kernel-build", "--basetemp", "--ignore", "--deselect", "
 class _Session:
     """What the verb adds to pytest: how many workers there are, and the verdict's exit code.
 
-    :param expected: verdicts, kernel by kernel; empty if none in particular is expected.
+    :param expected: kernels and their verdicts; empty if none in particular is expected.
     """
 
-    def __init__(self, expected: Sequence[str]) -> None:
+    def __init__(self, expected: Sequence[tuple[str, str]]) -> None:
         self.expected = expected
         self.config: pytest.Config | None = None
         self.enough = False
@@ -91,16 +99,27 @@ class _Session:
         """
         if ended == pytest.ExitCode.INTERRUPTED and not self.enough:
             return INTERRUPTED
-        plugins = self.config.pluginmanager if self.config else None
-        results: Results | None = plugins.getplugin(NAME) if plugins else None
-        judgements = list(results.judgements.values()) if results else []
-        asked = self.enough or ended in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
-        if not asked and not judgements:
-            return INCONCLUSIVE if ended == pytest.ExitCode.INTERNAL_ERROR else USAGE
+        results: Results | None = None
+        if self.config is not None:
+            results = self.config.pluginmanager.getplugin(NAME)
+        judgements = results.judgements if results else {}
+        if ended == pytest.ExitCode.NO_TESTS_COLLECTED:
+            return USAGE
+        if ended == pytest.ExitCode.USAGE_ERROR and not self._none_fit(results):
+            return USAGE
+        if not judgements:  # nothing was to be run, or pytest itself fell over
+            return ended and INCONCLUSIVE
         if self.expected:
-            return int([judgement.verdict for judgement in judgements] != list(self.expected))
-        codes = [judgement.exit_code for judgement in judgements]
-        return max(codes, key=(0, INCONCLUSIVE, 1).index, default=INCONCLUSIVE)
+            told = {name: judgement.verdict for name, judgement in judgements.items()}
+            return int(any(told.get(name) != verdict for name, verdict in self.expected))
+        codes = [judgement.exit_code for judgement in judgements.values()]
+        return max(codes, key=(0, INCONCLUSIVE, 1).index)
+
+    def _none_fit(self, results: Results | None) -> bool:
+        """Whether the session had to end since no kernel could be asked: that is an answer."""
+        if self.config is None or results is None:
+            return False
+        return results.unfit.issuperset(names(self.config.getoption("--kernel")))
 
 
 def main(given: argparse.Namespace) -> int:
@@ -127,7 +146,8 @@ def main(given: argparse.Namespace) -> int:
     further = [argument for argument in given.pytest if argument != "--"]
     if not any(_is_test(before, argument) for before, argument in pairwise(["", *further])):
         further.append(str(CONTRACT))
-    session = _Session(expected)
+    named = (names([kernel])[0] for kernel in kernels)
+    session = _Session(list(zip(named, expected, strict=False)))
     return session.code(int(pytest.main([*options, *further], plugins=[session])))
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.text import Text
 
-from vm import cache, report
+from vm import report
 
 if TYPE_CHECKING:
     from vm.mutants import Outcome
@@ -124,9 +124,7 @@ def write(
         (html_to, report.matrix(found, picture)),
     ):
         if path is not None:
-            with cache.atomic(path) as scratch:
-                scratch.write_text(text)
-                scratch.chmod(0o644)
+            report.publish(path, text)
 
 
 def svg(outcomes: Sequence[Outcome]) -> str:

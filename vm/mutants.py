@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from vm import matrix, nomemcg, series, verdict
+from vm import matrix, nomemcg, report, series, verdict
 from vm.errors import INCONCLUSIVE, USAGE, UserError
 from vm.known import Known
 from vm.results import NAME, Results
@@ -210,6 +210,8 @@ def main(given: argparse.Namespace) -> int:
     :returns: 1 if a mutant survives or a right one is rejected.
     :raises UserError: if there is no such mutant, or none can be run.
     """
+    for target in filter(None, (given.json, given.svg, given.html)):
+        report.check_target(target)
     known = catalogue()
     unknown = [str(number) for number in given.numbers if number not in known]
     if unknown:

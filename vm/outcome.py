@@ -18,8 +18,9 @@ NO_BOOT = "does not boot here"
 class Crash:
     """How a test's machine was lost.
 
-    :ivar kind: ``panic``, ``hang`` (the kernel no longer answers), ``stuck`` (the test hangs in it,
-        the kernel answers), ``lost`` (QEMU ended) or ``worker-died``.
+    :ivar kind: ``panic``, ``reset`` (the kernel had the machine start anew), ``hang`` (it no longer
+        answers), ``stuck`` (the test hangs in it, the kernel answers), ``lost`` (QEMU ended) or
+        ``worker-died``.
     :ivar reason: one sentence.
     """
 
@@ -39,12 +40,16 @@ def panic(console: str) -> str | None:
 
 
 def lost(console: str, complaint: str) -> Crash:
-    """The end of a machine that went away by itself."""
+    """The end of a machine that went away by itself.
+
+    :param complaint: QEMU's last words. It has none, and ends with 0, where its guest wanted a new
+        start, by a triple fault for example; that it was sent a signal it says.
+    """
     reason = panic(console)
     if reason is not None:
         return Crash("panic", f"the kernel panicked: {reason}")
-    if "reboot: Restarting system" in console or "reboot: machine restart" in console:
-        return Crash("lost", "the guest rebooted")
+    if complaint == "exit status 0":
+        return Crash("reset", "the kernel reset or switched off the machine, without a panic")
     return Crash("lost", f"QEMU ended: {complaint or 'no reason given'}")
 
 

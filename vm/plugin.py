@@ -22,7 +22,8 @@ from _pytest.reports import TestReport
 from vm import deaths, dispatch, outcome, results, run, stubs, verdict
 from vm.errors import INCONCLUSIVE, HostError, LostVM, UserError
 from vm.outcome import Crash
-from vm.target import Target, split
+from vm.report import check_target
+from vm.target import Target, names, split
 from vm.verdict import CONTRACT
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -85,6 +86,11 @@ def pytest_configure(config: pytest.Config) -> None:
     if unknown:
         raise pytest.UsageError(f"--clause {', '.join(sorted(unknown))}: no such clause")
     if not hasattr(config, "workerinput"):
+        for target in filter(None, map(config.getoption, ("--json", "--html"))):
+            try:
+                check_target(Path(target))
+            except UserError as error:
+                raise pytest.UsageError(str(error)) from None
         config.pluginmanager.register(results.Results(config), results.NAME)
     if config.getoption("--kernel"):
         config.pluginmanager.register(Guests(config), "oomtest-guests")
@@ -158,8 +164,7 @@ class Guests:
     def _kernels(self) -> list[str]:
         """What was asked for; an xdist worker is told what of it the controller found fit."""
         told = getattr(self.config, "workerinput", {}).get(KERNELS)
-        names = told or self.config.getoption("--kernel")
-        return list(dict.fromkeys(name.removesuffix("#0") for name in names))
+        return names(told or self.config.getoption("--kernel"))
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionstart(self) -> None:
@@ -183,7 +188,14 @@ class Guests:
                     for answer in stubs.answers(target.kernel.image):
                         collector.add(name, answer)
         if not self.targets:
-            raise pytest.UsageError("no kernel can be asked: see above")
+            self._stop("no kernel can be asked: see above")
+
+    def _stop(self, why: str) -> None:
+        """End the session before it has collected anything; what is known so far is written."""
+        collector = self._collector()
+        if collector is not None:
+            collector.write()
+        raise pytest.UsageError(why)
 
     def _target(self, name: str) -> Target:
         """A kernel, ready; those that differ in nothing but their mistake share all they have, also
@@ -224,7 +236,7 @@ class Guests:
         if error.exit_code != INCONCLUSIVE:
             raise pytest.UsageError(str(error))
         if len(self._kernels()) == 1:
-            raise pytest.UsageError(f"inconclusive: {error}")
+            self._stop(f"inconclusive: {error}")
         self.say(f"inconclusive: {error}")
 
     @pytest.hookimpl(optionalhook=True)

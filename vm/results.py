@@ -8,18 +8,18 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from _pytest.junitxml import xml_key
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from vm import cache
-from vm.report import html
+from vm.report import html, publish
 from vm.run import columns
 from vm.verdict import (
     AGAINST,
@@ -71,7 +71,9 @@ class Results:
         self.answers: dict[str, dict[str, Answer]] = {}
         self.facts: dict[str, dict[str, str]] = {}
         self.judgements: dict[str, Judgement] = {}
+        self.unfit: set[str] = set()
         self.host_faults: set[str] = set()
+        self.orphans: list[str] = []
 
     def describe(self, kernel: str, **facts: str) -> None:
         """Remember how a kernel is run."""
@@ -89,14 +91,16 @@ class Results:
         """
         if host:
             self.host_faults.add(kernel)
+        self.unfit.add(kernel)
         nothing = judge([], self.contract)
         self.judgements[kernel] = Judgement(INCONCLUSIVE, why, (), nothing.rows)
         self.facts.setdefault(kernel, {})
-        self._write()
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         said = {str(name): value for name, value in report.user_properties}
         if "clause" not in said:
+            if str(report.when) == "???":  # xdist's, of a test whose worker died: by its name alone
+                self.orphans.append(report.nodeid)
             return
         kernel = str(said.get("kernel", "here"))
         state = str(said.get("outcome", report.outcome))
@@ -111,15 +115,28 @@ class Results:
         answer = Answer(report.nodeid, clause, state, detail, round(seconds, 3), measured)
         self.answers[kernel][report.nodeid] = answer
 
-    def pytest_sessionfinish(self) -> None:
+    @pytest.hookimpl(tryfirst=True)  # before the JUnit XML is written
+    def pytest_sessionfinish(self, exitstatus: int) -> None:
+        if exitstatus in (pytest.ExitCode.USAGE_ERROR, pytest.ExitCode.NO_TESTS_COLLECTED):
+            return  # nobody was asked
         if self.config.getoption("--here"):
             self.facts["here"] = {"release": os.uname().release, "how": "in place"}
-        for kernel, answers in self.answers.items():
-            if kernel in self.facts and kernel not in self.judgements:
-                self.judgements[kernel] = judge(answers.values(), self.contract)
-        self._write()
+        asked = [kernel for kernel in self.facts if kernel in self.answers.keys() - self.unfit]
+        self.judgements |= {kernel: self._judge(kernel) for kernel in asked}
+        # As they were named, and not as it was known what becomes of them.
+        self.judgements = {kernel: self.judgements[kernel] for kernel in self.facts}
+        self.write()
 
-    def _write(self) -> None:
+    def _judge(self, kernel: str) -> Judgement:
+        judgement = judge(self.answers[kernel].values(), self.contract)
+        lost = [
+            node for node in self.orphans if len(self.facts) == 1 or node.endswith(f"[{kernel}]")
+        ]
+        told = f"no answer, as their process on the host died: {', '.join(lost)}" * bool(lost)
+        return replace(judgement, why="; ".join(filter(None, (judgement.why, told))))
+
+    def write(self) -> None:
+        """Write what was asked for; the JUnit XML, which is pytest's own, is told the verdicts."""
         if not self.judgements:
             return
         for option, written in (
@@ -128,9 +145,11 @@ class Results:
         ):
             target = self.config.getoption(option)
             if target:
-                with cache.atomic(Path(target)) as scratch:
-                    scratch.write_text(written(self.data()))
-                    scratch.chmod(0o644)
+                publish(Path(target), written(self.data()))
+        junit = self.config.stash.get(xml_key, None)
+        if junit is not None:
+            for kernel, judgement in self.judgements.items():
+                junit.add_global_property(f"verdict on {kernel}", judgement.line)
 
     def data(self) -> dict[str, Any]:
         """The verdicts as data: what the JSON file holds, docs/REPORTS.md describes."""
@@ -203,7 +222,7 @@ def one(judgements: Mapping[str, Judgement]) -> Table:
             continue
         count = f"{row.passed}/{row.total}" if row.total else "-"
         clause = row.clause
-        shown.add_row(clause.id, clause.level, _cell(row), count, row.detail or clause.text)
+        shown.add_row(clause.id, clause.level, _cell(row), count, Text(row.detail or clause.text))
     return shown
 
 
@@ -213,7 +232,7 @@ def several(judgements: Mapping[str, Judgement]) -> Table:
     for column in ("clause", "level"):
         shown.add_column(column, no_wrap=True)
     for kernel in judgements:
-        shown.add_column(kernel, overflow="fold")
+        shown.add_column(Text(kernel), overflow="fold")
     left_out = _unasked(judgements)
     for rows in zip(*(judgement.rows for judgement in judgements.values()), strict=True):
         if rows[0].clause.id in left_out:

@@ -36,6 +36,7 @@ from vm.suite import Suite
 
 BOOTS = 4
 CLOCK_TOLERANCE = 0.15  # of the host's rate; between the two readings lie seconds
+LEFT = 3600  # seconds after which nobody makes a layer any more; the boot timer allows minutes
 KEEP = 112  # layers, the youngest: what eight kernels have in all profiles; some 90 MiB each
 
 
@@ -346,6 +347,10 @@ def _youngest(directory: Path, pattern: str) -> list[Path]:
 
 
 def _prune(directory: Path) -> None:
-    """Forget the layers that were not used for longest."""
+    """Forget the layers that were not used for longest, and what somebody who died left behind."""
+    for left in directory.glob(".*"):
+        with contextlib.suppress(FileNotFoundError):
+            if left.stat().st_mtime < time.time() - LEFT:
+                shutil.rmtree(left, ignore_errors=True)
     for old in _youngest(directory, "*")[KEEP:]:
         cache.forget(old)

@@ -57,6 +57,17 @@ class Source:
         return bool(self.commit) or self.path.is_file()
 
 
+def expand(path: str) -> Path:
+    """The path that a user named, whose home may be meant.
+
+    :raises UserError: if it is the home of nobody.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{path}: no such user") from error
+
+
 def find(spec: str, say: Say) -> Source:
     """Get hold of a source.
 
@@ -69,10 +80,10 @@ def find(spec: str, say: Say) -> Source:
         name = spec.removeprefix("debian:")
         version, tarball = apt.linux_source(name, series.SERIES.get(name, ()), say)
         return Source(f"debian-{name}-{version}", tarball)
-    path = Path(spec).expanduser().resolve()
+    path = expand(spec).resolve()
     if not path.exists() and "@" in spec:
         directory, _, revision = spec.rpartition("@")
-        path = git.top(Path(directory).expanduser().resolve())
+        path = git.top(expand(directory).resolve())
         return Source(f"git-{_digest(path)}", path, git.commit(path, revision))
     if path.is_dir():
         if not (path / "Kbuild").exists() or not (path / "mm" / "oom_kill.c").exists():

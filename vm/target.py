@@ -21,6 +21,12 @@ def split(name: str) -> tuple[str, int]:
     return (stem, int(number)) if stem and number.isdigit() else (name, 0)
 
 
+def names(kernels: Iterable[str]) -> list[str]:
+    """The kernels that were asked for, each once and in that order, by the names in reports."""
+    found = (split(name) for name in kernels)
+    return list(dict.fromkeys(f"{stem}#{number}" if number else stem for stem, number in found))
+
+
 class Target:
     """A kernel, ready to run tests on.
 
@@ -58,7 +64,7 @@ class Target:
     @property
     def name(self) -> str:
         """As the user called it."""
-        return f"{self.kernel.name}#{self.mutant}" if self.mutant else self.kernel.name
+        return names([f"{self.kernel.name}#{self.mutant}"])[0]
 
     def mutated(self, number: int) -> Target:
         """The same kernel and the same snapshots, making that mistake."""

@@ -21,8 +21,9 @@ EXIT_CODES = {CONFORMS: 0, NOT_PATCHED: 1, VIOLATES: 1, INCONCLUSIVE: 125}
 
 # What a test's end says of the kernel. A worker or a QEMU that died by itself says nothing of it,
 # nor does an exception that is no judgement, nor a test that ran out of time and could say so: the
-# host may be too busy. A kernel that panicked, hangs or does not let go of a test has answered.
-AGAINST = frozenset({"failed", "silent", "panic", "hang", "stuck"})
+# host may be too busy. A kernel that panicked, reset the machine, hangs or does not let go of a
+# test has answered.
+AGAINST = frozenset({"failed", "silent", "panic", "reset", "hang", "stuck"})
 NO_ANSWER = frozenset(
     {"inconclusive", "unproven", "deaf", "error", "lost", "worker-died", "timeout"}
 )

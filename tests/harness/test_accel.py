@@ -14,7 +14,7 @@ from vm import accel
 from vm.accel import Accel, choose
 from vm.errors import USAGE, UserError
 
-KERNEL = Path("/nonexistent/bzImage")
+KERNEL = Path(__file__)  # which nobody boots
 VERSION = '[ "$1" = --version ] && { echo "QEMU emulator version 7.2.22 (x)"; exit; }\n'
 
 HANGS = "exec sleep 60"
@@ -103,6 +103,35 @@ def test_the_answer_is_remembered(fake_qemu: Fake, own_path: Path) -> None:
     fake_qemu(BOOTS)
     assert choose("auto", KERNEL) == first
     assert boots(own_path) == 1
+
+
+def test_kvm_that_works_is_remembered(fake_qemu: Fake, own_path: Path) -> None:
+    fake_qemu(BOOTS)
+    for kernel in (KERNEL, Path("/bin/sh")):
+        assert choose("auto", kernel).name == "kvm"
+    assert boots(own_path) == 1
+
+
+def test_one_bad_kernel_does_not_condemn_kvm(fake_qemu: Fake, own_path: Path) -> None:
+    """A second one has its chance; after that they all share what the first has met."""
+    fake_qemu(HANGS)
+    assert choose("auto", KERNEL).name == "tcg"
+    fake_qemu(REFUSES)
+    assert "put msrs failed" in choose("auto", Path("/bin/sh")).reason
+    assert "gets nowhere" in choose("auto", Path("/bin/true")).reason
+    assert boots(own_path) == 2
+
+
+def test_what_is_mended_is_not_remembered(fake_qemu: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_qemu(BOOTS)
+    for machine, name in (
+        (host(exists=False), "tcg"),
+        (host(ours=False), "tcg"),
+        (host(), "kvm"),
+        (host(exists=False), "tcg"),
+    ):
+        monkeypatch.setattr(accel, "os", machine)
+        assert choose("auto", KERNEL).name == name
 
 
 def test_another_qemu_is_asked_again(fake_qemu: Fake, own_path: Path) -> None:

@@ -6,14 +6,17 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from tests.harness.conftest import ROOT
 from vm import cache, initramfs, snapshot
 from vm.errors import INCONCLUSIVE, HostError
 from vm.profiles import PROFILES
@@ -108,6 +111,23 @@ def test_size_and_clean(cache_dir: Path) -> None:
     cache.clean()
 
 
+def test_clean_leaves_what_is_not_ours(cache_dir: Path) -> None:
+    for name in (*cache.CONTENT, "photographs"):
+        (cache_dir / name).mkdir(parents=True)
+    cache.clean()
+    assert os.listdir(cache_dir) == ["photographs"]
+
+
+def test_all_that_is_cached_is_known() -> None:
+    used = {
+        name
+        for path in (ROOT / "vm").glob("*.py")
+        for name in re.findall(r'cache_dir\(\)\)? / "([^"]+)"', path.read_text())
+    }
+    assert used <= {*cache.CONTENT}
+    assert {"snapshots", "rejected-by.json"} <= used
+
+
 def elsewhere(expression: str) -> subprocess.Popen[str]:
     """Evaluate something in a process of its own, which lives until its input ends."""
     imports = "import sys; from pathlib import Path; from vm import cache"
@@ -155,6 +175,15 @@ def test_only_old_layers_that_nobody_holds_are_forgotten(
     assert cache.hold(tmp_path / "held")
     snapshot._prune(tmp_path)
     assert sorted(os.listdir(tmp_path)) == ["held", "no layer", "young", "youngest"]
+
+
+def test_what_the_dead_left_behind_is_deleted(tmp_path: Path) -> None:
+    now = time.time()
+    for name, age in ((".new-stale", snapshot.LEFT + 60), (".new-made", 60), ("layer", 1e6)):
+        (tmp_path / name).mkdir()
+        os.utime(tmp_path / name, (now, now - age))
+    snapshot._prune(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == [".new-made", "layer"]
 
 
 def test_the_layer_below_is_as_young_as_the_one_that_is_used(

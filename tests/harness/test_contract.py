@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from vm.contract import _is_test, _Session
+from vm.errors import INCONCLUSIVE, INTERRUPTED, USAGE
+from vm.verdict import Judgement
 
 
 @pytest.mark.parametrize(
@@ -59,3 +61,46 @@ def test_a_single_test_needs_no_workers(
         getoption=given.get, option=SimpleNamespace(keyword=keyword), args=arguments
     )
     assert _Session([]).pytest_xdist_auto_num_workers(config) == workers
+
+
+ExitCode = pytest.ExitCode
+GOOD, BAD, NONE = "conforms", "violates", "inconclusive"
+
+
+@pytest.mark.parametrize(
+    ("ended", "verdicts", "unfit", "expected", "code"),
+    [
+        (ExitCode.OK, {"a": GOOD}, "", [], 0),
+        (ExitCode.TESTS_FAILED, {"a": GOOD, "b": BAD}, "", [], 1),
+        (ExitCode.TESTS_FAILED, {"a": NONE, "b": GOOD}, "a", [], INCONCLUSIVE),
+        (ExitCode.TESTS_FAILED, {"a": NONE, "b": BAD}, "a", [], 1),
+        # What was expected of which is told by its name, not by its place.
+        (ExitCode.OK, {"b": NONE, "a": GOOD}, "b", [("a", GOOD), ("b", NONE)], 0),
+        (ExitCode.OK, {"b": NONE, "a": GOOD}, "b", [("a", NONE), ("b", GOOD)], 1),
+        (ExitCode.OK, {"a": GOOD}, "", [("a", GOOD), ("a", GOOD)], 0),
+        # A kernel that does not boot is an answer; a typing error is none, whatever else was said.
+        (ExitCode.USAGE_ERROR, {"a": NONE, "b": NONE}, "ab", [], INCONCLUSIVE),
+        (ExitCode.USAGE_ERROR, {"a": NONE, "b": NONE}, "ab", [("a", NONE), ("b", NONE)], 0),
+        (ExitCode.USAGE_ERROR, {"a": NONE}, "a", [], USAGE),
+        (ExitCode.USAGE_ERROR, {}, "", [], USAGE),
+        (ExitCode.NO_TESTS_COLLECTED, {}, "", [("a", NONE)], USAGE),
+        (ExitCode.INTERNAL_ERROR, {}, "", [], INCONCLUSIVE),
+        (ExitCode.OK, {}, "", [], 0),  # --collect-only
+        (ExitCode.INTERRUPTED, {"a": GOOD}, "", [], INTERRUPTED),
+    ],
+)
+def test_exit_code(
+    ended: ExitCode,
+    verdicts: dict[str, str],
+    unfit: str,
+    expected: list[tuple[str, str]],
+    code: int,
+) -> None:
+    judgements = {kernel: Judgement(told, "", (), ()) for kernel, told in verdicts.items()}
+    results = SimpleNamespace(judgements=judgements, unfit=set(unfit))
+    session = _Session(expected)
+    session.config = SimpleNamespace(  # type: ignore[assignment]
+        pluginmanager=SimpleNamespace(getplugin=lambda name: results),
+        getoption=lambda name: ["a", "b"],
+    )
+    assert session.code(ended) == code

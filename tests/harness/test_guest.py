@@ -108,7 +108,7 @@ def run(reference: Kernel, tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 def test_the_run_goes_on(run: Run) -> None:
     assert run.code == pytest.ExitCode.TESTS_FAILED, run.output + run.errors
-    assert "4 failed, 4 passed, 1 skipped" in run.output.splitlines()[-1]
+    assert "5 failed, 4 passed, 1 skipped" in run.output.splitlines()[-1]
     for name in PASSED:
         assert run.summary(name).startswith("PASSED")
 
@@ -117,6 +117,7 @@ def test_the_run_goes_on(run: Run) -> None:
     ("test", "told"),
     [
         ("test_panics", "panic: the kernel panicked: sysrq triggered crash"),
+        ("test_resets", "reset: the kernel reset or switched off the machine"),
         ("test_loops_forever", "Timeout (>2.0s) from pytest-timeout"),
         ("test_kills_the_worker", "worker-died: the harness in the guest died (signal 9)"),
         ("test_fails", "AssertionError: one is not two"),
@@ -155,9 +156,14 @@ def test_what_a_failed_test_printed_is_shown(run: Run) -> None:
 def test_junit(run: Run) -> None:
     suite = ElementTree.fromstring(run.junit).find("testsuite")  # noqa: S314  our own
     assert suite is not None
-    assert (suite.get("tests"), suite.get("failures"), suite.get("skipped")) == ("9", "4", "1")
+    assert (suite.get("tests"), suite.get("failures"), suite.get("skipped")) == ("10", "5", "1")
     failed = {case.get("name") for case in suite if case.find("failure") is not None}
-    assert failed == {"test_panics", "test_loops_forever", "test_kills_the_worker", "test_fails"}
+    bad = ("panics", "resets", "loops_forever", "kills_the_worker", "fails")
+    assert failed == {f"test_{end}" for end in bad}
+    verdict = suite.find("properties/property")
+    assert verdict is not None
+    assert verdict.get("name") == f"verdict on {REFERENCE}"
+    assert str(verdict.get("value")).startswith("violates: P1")
     (panic,) = (case for case in suite if case.get("name") == "test_panics")
     properties = {p.get("name"): p.get("value") for p in panic.iter("property")}
     assert properties["clause"] == "P1"
@@ -170,13 +176,13 @@ def test_junit(run: Run) -> None:
 def test_only_what_the_kernel_did_is_held_against_it(run: Run) -> None:
     (kernel,) = json.loads(run.verdict)["kernels"]
     states = {row["id"]: row["state"] for row in kernel["clauses"]}
-    assert states["P1"] == states["K4"] == "broken"
+    assert states["P1"] == states["P4"] == states["K4"] == "broken"
     assert states["P2"] == "no answer"  # it ran out of time, perhaps on a busy host
     assert states["P3"] == "no answer"  # the harness died
     assert states["I1"] == "no answer"  # it was inconclusive
     assert states["K5"] == states["K3"] == "kept"
-    assert kernel["clauses_named"] == ["P1", "K4"]
-    assert re.search(rf"^{REFERENCE}: violates: P1, K4 \(P1: panic", run.output, re.MULTILINE)
+    assert kernel["clauses_named"] == ["P1", "P4", "K4"]
+    assert re.search(rf"^{REFERENCE}: violates: P1, P4, K4 \(P1: panic", run.output, re.MULTILINE)
 
 
 def test_nothing_is_left_running(run: Run) -> None:

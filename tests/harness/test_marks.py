@@ -66,6 +66,7 @@ def test_the_dangerous_tests_are_recognised() -> None:
         "test_silence::test_sysrq_that_finds_nobody_does_not_signal_root",
         "test_system_oom::test_system_oom_signals_root",
         "endings::test_panics",
+        "endings::test_resets",
     } <= dangerous
     assert "test_memcg_oom::test_removing_a_memcg_signals_its_listeners" not in dangerous
 

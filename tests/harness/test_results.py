@@ -4,13 +4,16 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from vm.results import Results, reason, render, several, severity
+from vm.errors import UserError
+from vm.report import check_target, publish
+from vm.results import Results, one, reason, render, several, severity
 from vm.run import WIDTH
 from vm.series import SERIES
 from vm.verdict import clauses
@@ -70,7 +73,7 @@ def test_reason(longrepr: Any, told: str) -> None:
 @pytest.fixture
 def results(tmp_path: Path) -> Results:
     options = {"--json": str(tmp_path / "verdict.json"), "--html": None, "--here": False}
-    config: Any = SimpleNamespace(getoption=options.__getitem__)
+    config: Any = SimpleNamespace(getoption=options.__getitem__, stash={})
     collected = Results(config)
     collected.describe(KERNEL, release="6.1.192", how="QEMU 7.2, tcg")
     return collected
@@ -111,8 +114,8 @@ LEAK = ("teardown", "failed", crash("OSError: [Errno 16] Device or resource busy
 def test_phases(
     results: Results, reports: list[pytest.TestReport], state: str, detail: str
 ) -> None:
-    for one in reports:
-        results.pytest_runtest_logreport(one)
+    for phase in reports:
+        results.pytest_runtest_logreport(phase)
     (answer,) = results.answers[KERNEL].values()
     assert (answer.state, answer.clause) == (state, "P1")
     assert answer.detail.startswith(detail)
@@ -130,7 +133,7 @@ def test_json_round_trip(results: Results, tmp_path: Path) -> None:
         results.pytest_runtest_logreport(report("call", "passed", clause=name, node=name))
     failed = report("call", "failed", crash("AssertionError: not so"), clause="P3", node="three")
     results.pytest_runtest_logreport(failed)
-    results.pytest_sessionfinish()
+    results.pytest_sessionfinish(0)
     written = tmp_path / "verdict.json"
     data = json.loads(written.read_text())
     assert data == json.loads(json.dumps(results.data()))
@@ -151,6 +154,7 @@ def test_json_round_trip(results: Results, tmp_path: Path) -> None:
 
 def test_a_kernel_that_cannot_be_asked(results: Results, tmp_path: Path) -> None:
     results.give_up("bad", "bad does not boot here: it panicked")
+    results.write()
     (kernel,) = json.loads((tmp_path / "verdict.json").read_text())["kernels"]
     assert (kernel["kernel"], kernel["verdict"], kernel["exit_code"]) == (
         "bad",
@@ -161,6 +165,7 @@ def test_a_kernel_that_cannot_be_asked(results: Results, tmp_path: Path) -> None
     assert all(row["state"] == "not asked" for row in kernel["clauses"])
     assert "fault" not in kernel
     results.give_up("bad", "no space left", host=True)
+    results.write()
     (kernel,) = json.loads((tmp_path / "verdict.json").read_text())["kernels"]
     assert kernel["fault"] == "host"
 
@@ -171,9 +176,59 @@ def test_two_kernels_are_told_apart(results: Results) -> None:
         results.pytest_runtest_logreport(report("call", "passed", clause=name, node=name))
         both = report("call", "failed", "x", clause=name, node=name, kernel="other")
         results.pytest_runtest_logreport(both)
-    results.pytest_sessionfinish()
+    results.pytest_sessionfinish(0)
     lines = {kernel: judgement.verdict for kernel, judgement in results.judgements.items()}
     assert lines == {KERNEL: "conforms", "other": "violates"}
+
+
+def test_kernels_stand_as_they_were_named(results: Results) -> None:
+    results.give_up("second", "it panicked")
+    results.describe("third")
+    results.pytest_sessionfinish(0)
+    assert list(results.judgements) == [KERNEL, "second", "third"]
+
+
+@pytest.mark.parametrize(
+    "status", [pytest.ExitCode.USAGE_ERROR, pytest.ExitCode.NO_TESTS_COLLECTED]
+)
+def test_no_verdict_where_nobody_was_asked(
+    results: Results, tmp_path: Path, status: pytest.ExitCode
+) -> None:
+    results.pytest_sessionfinish(status)
+    assert not results.judgements
+    assert not (tmp_path / "verdict.json").exists()
+
+
+def test_a_test_whose_process_died_on_the_host_is_named(results: Results) -> None:
+    """Of such a one xdist knows no more than the name."""
+    results.describe("other")
+    for name in CLAUSES:
+        for kernel in (KERNEL, "other"):
+            node = f"{name}[{kernel}]"
+            results.pytest_runtest_logreport(
+                report("call", "passed", clause=name, node=node, kernel=kernel)
+            )
+    died = pytest.TestReport(
+        "test_x.py::test[other]",
+        ("test_x.py", None, ""),
+        {},
+        "failed",
+        "died",
+        "???",  # type: ignore[arg-type]
+    )
+    results.pytest_runtest_logreport(died)
+    results.pytest_sessionfinish(0)
+    lines = [judgement.line for judgement in results.judgements.values()]
+    told = "no answer, as their process on the host died: test_x.py::test[other]"
+    assert lines == ["conforms", f"conforms: {told}"]
+
+
+def test_the_kernels_words_are_no_markup(results: Results) -> None:
+    said = "Oops: 0000 [#1] [/sys/fs] test_x[root]"
+    failed = report("call", "failed", crash(f"AssertionError: {said}"))
+    results.pytest_runtest_logreport(failed)
+    results.pytest_sessionfinish(0)
+    assert said in render(one(results.judgements), WIDTH, False)
 
 
 def test_eight_kernels_side_by_side_keep_their_words(results: Results) -> None:
@@ -181,7 +236,7 @@ def test_eight_kernels_side_by_side_keep_their_words(results: Results) -> None:
     for kernel in names:
         results.describe(kernel)
         results.pytest_runtest_logreport(report("call", "passed", kernel=kernel))
-    results.pytest_sessionfinish()
+    results.pytest_sessionfinish(0)
     lines = render(several({name: results.judgements[name] for name in names}), WIDTH, False)
     assert all(name in lines for name in names)
 
@@ -189,13 +244,37 @@ def test_eight_kernels_side_by_side_keep_their_words(results: Results) -> None:
 def test_a_page_that_stands_alone(tmp_path: Path) -> None:
     target = tmp_path / "verdict.html"
     options = {"--html": str(target), "--json": None, "--here": False}
-    config: Any = SimpleNamespace(getoption=options.__getitem__)
+    config: Any = SimpleNamespace(getoption=options.__getitem__, stash={})
     gathered = Results(config)
     gathered.give_up("<kernel>", "no memcg v1")
+    gathered.write()
     page = target.read_text()
     assert "&lt;kernel&gt;" in page
     assert "inconclusive: no memcg v1" in page
     assert "http" not in page, "it loads something"
+
+
+def test_a_report_goes_where_it_is_wanted(tmp_path: Path) -> None:
+    real, link, pipe = (tmp_path / name for name in ("real", "link", "pipe"))
+    link.symlink_to(real)
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    for target in (link, pipe, tmp_path / "new" / "file"):
+        check_target(target)
+        publish(target, "verdict")
+    assert os.read(reader, 100) == b"verdict"
+    os.close(reader)
+    assert pipe.is_fifo()
+    assert link.is_symlink()
+    assert real.read_text() == (tmp_path / "new" / "file").read_text() == "verdict"
+
+
+def test_where_no_report_can_go(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is a directory: name a file in it"):
+        check_target(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"no report can be written to .*/file/under/it: "):
+        check_target(tmp_path / "file" / "under" / "it")
 
 
 def test_a_splat_outweighs_silence() -> None:

@@ -84,6 +84,7 @@ def verdict(states: dict[str, str], contract: dict[str, Clause] = CONTRACT) -> J
         (GOOD | {"K3": "failed", "N1": "failed"}, "violates: N1, K3 (N1: "),
         (GOOD | {"P1": "panic"}, "violates: P1 "),
         (GOOD | {"P1": "hang"}, "violates: P1 "),
+        (GOOD | {"P1": "passed reset"}, "violates: P1 "),
         (GOOD | {"K3": "stuck"}, "violates: K3 "),
         (GOOD | {"K3": "timeout"}, "inconclusive: K3: "),
         (GOOD | {"N3": "failed", "I1": "inconclusive"}, "violates: N3 "),

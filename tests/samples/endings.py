@@ -30,6 +30,13 @@ def test_panics() -> None:
     put("/proc/sysrq-trigger", "c")
 
 
+@pytest.mark.clause("P4")
+@pytest.mark.system_oom
+def test_resets() -> None:
+    gate.require("a reset")
+    put("/proc/sysrq-trigger", "b")
+
+
 @pytest.mark.clause("K1")
 def test_passes_after_the_panic(root: Memcg) -> None:
     assert root.oom_control().under_oom == 0
