@@ -32,6 +32,7 @@ libc.shmat.restype = ctypes.c_void_p
 libc.shmat.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_int)
 
 IPC_PRIVATE, IPC_RMID = 0, 0
+CLONE_NEWCGROUP, CLONE_NEWPID = 0x02000000, 0x20000000  # since 4.6 and 3.8
 NOBODY = 65534
 PR_SET_PDEATHSIG = 1
 SO_SNDBUFFORCE = 32
@@ -95,6 +96,15 @@ def _fork(body: Callable[[], None]) -> None:
             os._exit(0)
 
 
+def unshare(flag: int) -> None:
+    """Have a namespace of one's own; of PIDs, one's children have it.
+
+    :raises OSError: if the kernel has none of that kind.
+    """
+    if libc.unshare(flag):
+        raise OSError(ctypes.get_errno(), f"unshare({flag:#x})")
+
+
 def in_a_namespace(flag: int, body: Callable[[], None]) -> Callable[[], None]:
     """A child, the first in a new namespace, that runs ``body``; it goes with its parent.
 
@@ -102,8 +112,7 @@ def in_a_namespace(flag: int, body: Callable[[], None]) -> Callable[[], None]:
     """
 
     def begin() -> None:
-        if libc.unshare(flag):
-            raise OSError(ctypes.get_errno(), f"unshare({flag:#x})")
+        unshare(flag)
         _fork(body)
         os.wait()
 

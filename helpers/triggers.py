@@ -214,16 +214,16 @@ def sysrq_f() -> None:
     put("/proc/sysrq-trigger", "f")
 
 
-def sysrq_kill(victim: Memcg | None = None) -> Proof:
+def sysrq_kill(victim: Memcg | Bait | None = None) -> Proof:
     """Have sysrq-f kill a child of ours.
 
-    :param victim: where it lives.
+    :param victim: where it lives, or a bait that is there already.
     :raises Forbidden: unless system OOMs are allowed.
     :raises Inconclusive: if the kill cannot be proven.
     """
     gate.require("sysrq-f")
     kmsg = Kmsg()
-    bait = Bait(victim, MIB)
+    bait = victim if isinstance(victim, Bait) else Bait(victim, MIB)
     try:
         sysrq_f()
         return _prove(bait, kmsg, memcg=False, what="sysrq-f")

@@ -204,6 +204,11 @@ def end_a_bait(home: Memcg) -> None:
     os.close(bait.tether)
 
 
+def listen_from(home: Memcg, root: Memcg) -> None:
+    """Have somebody register on root who lives elsewhere, and go."""
+    Child(lambda: Listener("from below").on(root).close(), home).ended()
+
+
 def register_at_once(root: Memcg, listeners: dict[int, list[Listener]]) -> None:
     """Have each of these registered on root :data:`OFTEN` times.
 
@@ -275,6 +280,7 @@ def test_removed_memcgs_are_let_go(root: Memcg, memcg: Make, listen: Listen) -> 
             False,
         ),
         "that saw an OOM of their own": (memcg_oom, True),
+        "of whom somebody has listened on root": (lambda home: listen_from(home, root), False),
         "where a hog has waited": (lambda home: blocked_hog(home).kill(), True),
     }
     for which, (cause, heard) in causes.items():

@@ -10,7 +10,7 @@ import pytest
 from helpers import kinds
 from helpers.bursts import one_by_one
 from helpers.evidence import Inconclusive, Kmsg, kills
-from helpers.hogs import SPARED, VICTIM, Bait, exhaust, lingering
+from helpers.hogs import SPARED, VICTIM, Bait, Child, exhaust, lingering
 from helpers.judge import fires, settled, signalled_for_each
 from helpers.listeners import Listener
 from helpers.memcgs import MIB, Memcg
@@ -82,15 +82,30 @@ def test_hog_in_a_memcg_with_a_limit_it_has_not_reached(
 
 @pytest.mark.clause("P2")
 @pytest.mark.parametrize(
-    "flag", [0x02000000, 0x20000000], ids=["cgroup namespace", "PID namespace"]
+    "flag",
+    [kinds.CLONE_NEWCGROUP, kinds.CLONE_NEWPID],
+    ids=["cgroup namespace", "PID namespace"],
 )
 def test_allocator_in_a_container(root: Memcg, memcg: Make, listen: Listen, flag: int) -> None:
-    """CLONE_NEWCGROUP (4.6) and CLONE_NEWPID (3.8): what is root there is none here."""
+    """What is root there is none here."""
     home = memcg()
     listener = listen(root, "root")
     bait = Bait(home)
     body = kinds.in_a_namespace(flag, lambda: exhaust(bait.tether))
     system_oom(allocator=home, victim=bait, body=body)
+    fires(listener)
+
+
+@pytest.mark.clause("P2")
+def test_victim_in_a_container(root: Memcg, memcg: Make, listen: Listen) -> None:
+    listener, kmsg = listen(root, "root"), Kmsg()
+    # The one who is in there, and larger, is a child of this one's, who has waited for him.
+    hog = Child(kinds.in_a_namespace(kinds.CLONE_NEWPID, exhaust), memcg(), VICTIM)
+    status = hog.ended()
+    killed = [kill.pid for kill in kills(kmsg.read()) if not kill.memcg]
+    kmsg.close()
+    if status or not killed:
+        raise Inconclusive(f"nobody was killed in the container, who has made it ended: {status}")
     fires(listener)
 
 

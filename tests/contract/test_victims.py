@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 
 import pytest
 
@@ -44,16 +45,20 @@ CALLER = re.compile(r"\bPID: (\d+) Comm: ")
 
 @contextmanager
 def bystanders(*scores: int) -> Iterator[list[Child]]:
-    """Somebody for each of these oom_score_adj, who is not the one to be killed."""
+    """Somebody for each of these oom_score_adj, who is not the one to be killed.
 
-    def body() -> None:
-        populate(MIB)
+    Who has the lowest is the biggest: for whom the score is nothing that is the one to choose.
+    """
+
+    def body(size: int) -> None:
+        populate(size)
         sleep_forever()
 
     made = []
     try:
         for score in scores:
-            made.append(Child(body, score=score))
+            size = (4 if score == min(scores) else 1) * MIB
+            made.append(Child(partial(body, size), score=score))
         yield made
     finally:
         for one in made:
@@ -125,22 +130,22 @@ def test_the_highest_score_dies_and_nobody_else(
     listen(root, "root")
     home = memcg()
     kmsg = Kmsg()
-    with bystanders(0, 300, 600) as others:
+    with bystanders(0, 300, 600) as others, sysctl("vm/oom_kill_allocating_task", "0"):
+        # There is no room for more beside the bystanders.
+        bait = Bait(home, (12 if cause in ("system OOM", "below root") else 1) * MIB)
         try:
-            if cause == "sysrq-f":
-                proof = sysrq_kill(root)
-            elif cause == "in a memcg under OOM":
-                bait = Bait(home, MIB)
+            if cause == "in a memcg under OOM":
                 stuck(home, 8 * MIB)
-                proof = system_oom(allocator=root, victim=bait)
+            if cause == "sysrq-f":
+                proof = sysrq_kill(bait)
             else:
-                bait = Bait(home, 16 * MIB)  # there is no room for more beside the bystanders
-                proof = system_oom(root if cause == "system OOM" else memcg(), victim=bait)
+                proof = system_oom(memcg() if cause == "below root" else root, victim=bait)
         except Overrun:
             raise
         except Inconclusive:
-            wrong = [one.pid for one in others if not one.alive()]
-            assert not wrong, f"{cause}: somebody was killed, and not who has the highest score"
+            wrong = [kill.pid for kill in kills(kmsg.read()) if not kill.memcg][:1]
+            wrong += [one.pid for one in others if not one.alive()]
+            assert {*wrong} <= {bait.pid}, f"{cause}: not who has the highest score was killed"
             raise
         first = proof.kills[0].pid
         wrong = [one.pid for one in others if one.pid == first]
@@ -277,10 +282,12 @@ def test_victim_that_waited_harms_nobody(root: Memcg, memcg: Make, listen: Liste
 
 
 @pytest.mark.clause("K6")
-@pytest.mark.parametrize("cause", ["memcg OOM", "sysrq-f"])
-def test_panic_on_oom_is_not_for_these(root: Memcg, memcg: Make, cause: str) -> None:
+@pytest.mark.parametrize(
+    ("cause", "panic"), [("memcg OOM", "1"), ("sysrq-f", "1"), ("sysrq-f", "2")]
+)
+def test_panic_on_oom_is_not_for_these(root: Memcg, memcg: Make, cause: str, panic: str) -> None:
     gate.require("a panic")
-    with sysctl("vm/panic_on_oom", "1"):
+    with sysctl("vm/panic_on_oom", panic):
         if cause == "sysrq-f":
             sysrq_kill(root)
         else:
