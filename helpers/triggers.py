@@ -154,7 +154,7 @@ def memcg_oom(
     within: Memcg | None = None,
     *,
     limit: int = SMALL,
-    body: Callable[[], None] = lambda: hogs.populate(MUCH),
+    body: Callable[[], None] = lambda: hogs.touch(MUCH),
 ) -> Proof:
     """Have a child hit ``memcg``'s limit and be killed for it.
 

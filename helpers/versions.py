@@ -89,6 +89,10 @@ DIFFERENCES = {
     "a killer that can be disabled at any depth": Difference(
         "since 3.16", lambda root: release() >= (3, 16)
     ),
+    # Before, a charge that is no user fault's just fails (mem_cgroup_oom(), mm/memcontrol.c).
+    "memcg OOMs of the kernel's own charges": Difference(
+        "since 4.19", lambda root: release() >= (4, 19)
+    ),
     "registration of eventfds": Difference("all but PREEMPT_RT, since 5.18", _registers),
     # In 5.10 a notifier that has freed memory is enough (out_of_memory(), mm/oom_kill.c).
     "a sysrq-f that no OOM notifier keeps from killing": Difference(
@@ -96,6 +100,10 @@ DIFFERENCES = {
     ),
     # Before, nobody else is killed as long as a victim has not gone (mm/oom_kill.c).
     "an OOM reaper": Difference("since 4.6", lambda root: release() >= (4, 6)),
+    "an OOM killer that helps out who was killed already": Difference(
+        "since 4.8",
+        lambda root: release() >= (4, 8),  # task_will_free_mem(), mm/oom_kill.c
+    ),
     "an allocator that has back at once what is freed": Difference(
         "all but KASAN's", lambda root: not _quarantine()
     ),

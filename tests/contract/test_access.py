@@ -14,7 +14,7 @@ from contextlib import contextmanager
 import pytest
 
 from helpers.evidence import Inconclusive, Kill, Kmsg, kills
-from helpers.hogs import SPARED, Child, populate
+from helpers.hogs import SPARED, Child, touch
 from helpers.judge import PATIENCE, somebody_dies, witnessed
 from helpers.kinds import unprivileged
 from helpers.listeners import Listener, register
@@ -89,7 +89,7 @@ def test_with_cgroup_v2_only() -> None:
                 somebody_dies(where)
             put(home.file("memory.max"), str(MUCH // 2))
             kmsg = Kmsg()
-            hog = Child(lambda: populate(MUCH), home)
+            hog = Child(lambda: touch(MUCH), home)
             hog.ended()
             found = kills(kmsg.read())
             kmsg.close()

@@ -9,7 +9,8 @@ from collections.abc import Callable
 
 import pytest
 
-from helpers.evidence import RATELIMIT, Inconclusive, Kmsg, kills, vmstat
+from helpers.bursts import one_by_one
+from helpers.evidence import RATELIMIT, Inconclusive, Kmsg, Overrun, kills, vmstat
 from helpers.hogs import Child, exhaust, sleep_forever
 from helpers.judge import PATIENCE
 from helpers.listeners import Listener
@@ -24,6 +25,7 @@ pytestmark = pytest.mark.system_oom
 Make = Callable[..., Memcg]
 Listen = Callable[..., Listener]
 
+BURST = 20  # twice what is let through of a message that is limited
 # dump_header() and dump_oom_summary() in mm/oom_kill.c; the second since 5.0.
 INVOKED = re.compile(r".* invoked oom-killer: gfp_mask=.* order=(?P<order>-?\d+)")
 SUMMARY = re.compile(r"oom-kill:constraint=(?P<constraint>\w+),.*,pid=(?P<pid>\d+),uid=\d+$")
@@ -47,6 +49,11 @@ def counted(cause: Callable[[], Proof]) -> list[str]:
         kmsg.close()
 
 
+def before_the_kill(lines: list[str]) -> list[str]:
+    """What the log has before it names the first victim."""
+    return lines[: next(n for n, line in enumerate(lines) if kills([line]))]
+
+
 def tells(cause: Callable[[], Proof], constraint: str, *, forced: bool = False) -> None:
     """The kernel's log of one OOM is whole and in order.
 
@@ -54,12 +61,11 @@ def tells(cause: Callable[[], Proof], constraint: str, *, forced: bool = False) 
     """
     with sysctl("vm/oom_dump_tasks", "1"):
         lines = counted(cause)
-        if not any(map(INVOKED.match, lines)):
+        if not any(map(INVOKED.match, before_the_kill(lines))):
             time.sleep(RATELIMIT)  # earlier OOMs have used up what the kernel prints of them
             lines = counted(cause)
-    first = next(n for n, line in enumerate(lines) if kills([line]))
-    victim = kills(lines)[0]
-    invoked = [match for line in lines[:first] if (match := INVOKED.match(line))]
+    victim, lines = kills(lines)[0], before_the_kill(lines)
+    invoked = [match for line in lines if (match := INVOKED.match(line))]
     assert len(invoked) == 1, f'"invoked oom-killer" stands {len(invoked)} times before the kill'
     # Not 0 for the others: the first to find no memory need not be the hog.
     assert (int(invoked[0]["order"]) == -1) == forced, f"an OOM of order {invoked[0]['order']}"
@@ -67,9 +73,9 @@ def tells(cause: Callable[[], Proof], constraint: str, *, forced: bool = False) 
     if release() >= (5, 0):
         shown += [r"Tasks state \(memory values in pages\):", rf"\[ *{victim.pid}\] "]
     for part in shown:
-        there = any(re.match(rf"\s*{part}", line) for line in lines[:first])
+        there = any(re.match(rf"\s*{part}", line) for line in lines)
         assert there, f"before the kill, the log no longer says {part!r}"
-    summary = [line for line in lines[:first] if line.startswith("oom-kill:constraint=")]
+    summary = [line for line in lines if line.startswith("oom-kill:constraint=")]
     if not summary and release() < (5, 0):
         return
     assert len(summary) == 1, f'"oom-kill:" stands {len(summary)} times before the kill'
@@ -78,6 +84,8 @@ def tells(cause: Callable[[], Proof], constraint: str, *, forced: bool = False) 
         raise Inconclusive(f"another message stands within {summary[0]!r}")
     told = (match["constraint"], int(match["pid"]))
     assert told == (constraint, victim.pid), f'"oom-kill:" tells {told}, killed was {victim.pid}'
+    whose = ",oom_memcg=" if constraint == "CONSTRAINT_MEMCG" else ",global_oom,"
+    assert whose in summary[0], f'"oom-kill:" no longer says {whose!r}: {summary[0]!r}'
 
 
 @pytest.mark.clause("K6")
@@ -97,6 +105,32 @@ def test_memcg_oom_is_told_and_counted(root: Memcg, memcg: Make, listen: Listen)
 def test_sysrq_is_told_and_counted(root: Memcg, listen: Listen) -> None:
     listen(root, "root")
     tells(lambda: sysrq_kill(root), "CONSTRAINT_NONE", forced=True)
+
+
+@pytest.mark.clause("K6")
+def test_every_kill_is_told_of(root: Memcg, listen: Listen) -> None:
+    """What else is said of an OOM is limited to ten in five seconds."""
+    listen(root, "root")
+    before, kmsg = vmstat("oom_kill"), Kmsg()
+    if before is None:
+        pytest.skip("this kernel does not count kills (since 4.13, mm/vmstat.c)")
+    trouble = ""
+    with sysctl("vm/oom_dump_tasks", "0"):
+        try:
+            one_by_one([root] * BURST)
+        except Overrun:
+            raise
+        except Inconclusive as error:
+            trouble = str(error)
+    for _ in slices(PATIENCE):  # a further victim is counted before the log tells of it
+        told, many = len(kills(kmsg.read())), (vmstat("oom_kill") or 0) - before
+        if told >= many:
+            break
+        time.sleep(0.02)
+    kmsg.close()
+    if many < BURST:
+        raise Inconclusive(trouble)
+    assert told >= many, f"the log names {told} of {many} who were killed"
 
 
 @pytest.mark.clause("K6")
@@ -135,7 +169,7 @@ def test_the_log_says_whose_oom_it_was(
 ) -> None:
     """What the other tests take for a proof, where it is itself what is asked."""
     listen(root, "root")
-    kmsg = Kmsg()
+    kmsg, before = Kmsg(), vmstat("oom_kill")
     if cause == "sysrq-f":
         victim = Child(sleep_forever, root)
         sysrq_f()
@@ -146,5 +180,7 @@ def test_the_log_says_whose_oom_it_was(
     told = {kill.memcg for kill in kills(kmsg.lines) if kill.pid == victim.pid}
     kmsg.close()
     if not told:
+        killed = victim.status == -9 and (vmstat("oom_kill") or 0) > (before or 0)
+        assert not killed, f"who was killed by {cause} is not named in the log"
         raise Inconclusive("the kernel's log does not name the victim")
     assert told == {cause == "memcg OOM"}, f"the log calls a kill by {cause} one of another kind"

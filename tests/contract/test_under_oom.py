@@ -19,7 +19,7 @@ from helpers.hogs import SPARED, Bait, Child, populate_for_a_moment, touch
 from helpers.judge import PATIENCE, alive_on, goes_on, signalled, stays_silent, under_oom
 from helpers.listeners import Listener
 from helpers.memcgs import MIB, Memcg
-from helpers.triggers import MUCH, blocked_hog, fence, hog_at_limit, memcg_oom
+from helpers.triggers import MUCH, blocked_hog, fence, hog_at_limit, memcg_oom, system_oom
 
 Make = Callable[..., Memcg]
 Listen = Callable[..., Listener]
@@ -97,6 +97,21 @@ def test_memcg_oom_signals_after_one_above_a_memcg_that_was_stuck(
     listeners = [listen(parent, "parent"), listen(beside, "child")]
     memcg_oom(parent, within=beside)
     signalled(*listeners, by="an OOM after one above a memcg that was stuck")
+
+
+@pytest.mark.clause("K4")
+@pytest.mark.system_oom
+def test_system_oom_leaves_who_waits_as_he_is(root: Memcg, memcg: Make, listen: Listen) -> None:
+    listen(root, "root")
+    child = memcg()
+    hog = blocked_hog(child)
+    try:
+        system_oom(allocator=root)
+        # Who is given memory meanwhile tries again, and waits again.
+        assert under_oom(child, 1), "a hog waits, and a system OOM has set under_oom to 0"
+        assert goes_on(hog, child), "after a system OOM, a raised limit resumes nobody"
+    finally:
+        hog.kill()
 
 
 @pytest.mark.clause("K2")

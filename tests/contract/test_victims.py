@@ -20,16 +20,17 @@ from helpers.hogs import (
     Bait,
     Child,
     exhaust,
+    lingering,
     populate,
     populate_for_a_moment,
     sleep_forever,
     touch,
 )
-from helpers.judge import fires, somebody_dies
+from helpers.judge import PATIENCE, fires, somebody_dies
 from helpers.listeners import Listener
 from helpers.memcgs import MIB, Memcg
 from helpers.preflight import sysctl
-from helpers.triggers import MUCH, hog_at_limit, memcg_oom, sysrq_f, sysrq_kill, system_oom
+from helpers.triggers import MUCH, hog_at_limit, sysrq_f, sysrq_kill, system_oom
 from helpers.versions import need
 from helpers.waiters import poll
 from helpers.whitebox import Whitebox
@@ -39,6 +40,7 @@ pytestmark = pytest.mark.system_oom
 Make = Callable[..., Memcg]
 Listen = Callable[..., Listener]
 TRIES = 6
+INVOKED = " invoked oom-killer"
 # In the stack dump of who invoked the OOM killer (dump_header(), mm/oom_kill.c).
 CALLER = re.compile(r"\bPID: (\d+) Comm: ")
 
@@ -82,17 +84,18 @@ def test_sysrq_kills_in_spite_of_a_notifier(
     sysrq_must_kill(root)
 
 
-def sysrq_must_kill(home: Memcg) -> None:
+def sysrq_must_kill(home: Memcg, size: int = MIB) -> None:
     """Sysrq-f kills a child of ours that lives there.
 
     Where :func:`helpers.triggers.sysrq_kill` only finds no proof, this is a judgement.
 
+    :param size: what it has, in bytes.
     :raises Forbidden: unless system OOMs are allowed.
     :raises AssertionError: if it lives.
     :raises Inconclusive: if the kernel does not say that it was asked.
     """
     gate.require("sysrq-f")
-    kmsg, bait = Kmsg(), Bait(home, MIB)
+    kmsg, bait = Kmsg(), Bait(home, size)
     try:
         sysrq_f()
         status = bait.wait()
@@ -115,8 +118,17 @@ def test_memcg_oom_kills(
     root: Memcg, memcg: Make, listen: Listen, faults: Callable[[int], None], below: bool
 ) -> None:
     listen(root, "root")
+    if faults is populate:
+        need("memcg OOMs of the kernel's own charges", root)
     limited = memcg()
-    hog = hog_at_limit(limited, memcg(limited) if below else None, body=lambda: faults(MUCH))
+    dies(hog_at_limit(limited, memcg(limited) if below else None, body=lambda: faults(MUCH)))
+
+
+def dies(hog: Child) -> None:
+    """Who hits a limit is killed for it.
+
+    :raises AssertionError: if not.
+    """
     status = hog.ended()
     assert status == -9, f"beyond its memcg's limit nobody was killed, the hog's status is {status}"
 
@@ -151,12 +163,37 @@ def test_the_highest_score_dies_and_nobody_else(
         wrong = [one.pid for one in others if one.pid == first]
         assert not wrong, f"{cause}: somebody was killed before the one with the highest score"
         dead = {one.pid for one in others if not one.alive()}
+    # To others it may be a shortage still.
+    assert not dead or cause != "sysrq-f", "sysrq-f has killed more than one"
 
     def told(lines: list[str]) -> bool:
         return dead <= {kill.pid for kill in kills(lines)}
 
     assert kmsg.wait(told, 5), f"{cause}: somebody died of whom the log says nothing"
     kmsg.close()
+
+
+@pytest.mark.clause("K6")
+def test_who_is_on_his_way_out_is_not_killed(root: Memcg, listen: Listen) -> None:
+    """He is helped out, and the log has no more of that than that his memory was taken."""
+    need("an OOM killer that helps out who was killed already", root)
+    listen(root, "root")
+    with lingering(root, doomed=True) as first:
+        proof = system_oom(allocator=root, score=VICTIM // 4)
+    assert first not in {kill.pid for kill in proof.kills}, "who was dying already was killed again"
+
+
+@pytest.mark.clause("K6")
+def test_sysrq_kills_while_a_victim_is_dying(root: Memcg, listen: Listen) -> None:
+    listen(root, "root")
+    with lingering(root) as first:
+        kmsg = Kmsg()
+        sysrq_f()
+        named = kmsg.wait(lambda lines: first in {kill.pid for kill in kills(lines)}, PATIENCE)
+        kmsg.close()
+        if not named:
+            raise Inconclusive(f"sysrq-f has not killed process {first}")
+        sysrq_must_kill(root, 4 * MIB)  # more than the dying one has
 
 
 @pytest.mark.clause("K6")
@@ -183,7 +220,10 @@ def test_memcg_oom_that_finds_nobody_lets_the_charge_fail(
     hog = hog_at_limit(memcg(), body=lambda: populate_for_a_moment(MUCH), score=SPARED)
     status = hog.ended()
     with suppress(Overrun):  # by more of the same
-        if not any(NOBODY in line for line in kmsg.read()):
+        lines = kmsg.read()
+        if not any(NOBODY in line for line in lines):
+            asked = any(INVOKED in line for line in lines) and not kills(lines)
+            assert not asked, "the OOM killer has found nobody to kill, and does not say so"
             raise Inconclusive("the kernel does not say that there was nobody to kill")
     kmsg.close()
     assert status == 0, f"there is nobody to kill, and the hog tries for ever: status {status}"
@@ -289,9 +329,9 @@ def test_panic_on_oom_is_not_for_these(root: Memcg, memcg: Make, cause: str, pan
     gate.require("a panic")
     with sysctl("vm/panic_on_oom", panic):
         if cause == "sysrq-f":
-            sysrq_kill(root)
+            sysrq_must_kill(root)
         else:
-            memcg_oom(memcg())
+            dies(hog_at_limit(memcg()))
 
 
 @pytest.mark.clause("K6")
@@ -321,8 +361,7 @@ def test_memcg_oom_is_none_of_the_allocating_tasks(
     kmsg = Kmsg()
     with sysctl("vm/oom_kill_allocating_task", "1"):
         hog = hog_at_limit(memcg())
-        status = hog.ended()
-    assert status == -9, f"beyond its memcg's limit nobody was killed, the hog's status is {status}"
+        dies(hog)
     if not kmsg.wait(lambda lines: hog.pid in {kill.pid for kill in kills(lines)}, 5):
         raise Inconclusive("the kernel's log does not name the victim")
     assert Kill(hog.pid, memcg=True) in kills(kmsg.lines), "the log calls it a system OOM"

@@ -62,7 +62,7 @@ def test_the_dangerous_tests_are_recognised() -> None:
     assert {
         "test_interface::test_system_oom_still_kills_after_an_attempt",
         "test_memcg_oom::test_root_reads_at_rest_around_a_system_oom",
-        "test_silence::test_registering_on_root_does_not_signal",
+        "test_registered::test_registering_on_root_does_not_signal",
         "test_silence::test_sysrq_that_finds_nobody_does_not_signal_root",
         "test_system_oom::test_system_oom_signals_root",
         "endings::test_panics",
