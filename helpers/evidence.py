@@ -142,9 +142,10 @@ class Kmsg:
 
 # What a kernel says when it has found itself to be wrong, at the start of its message. Not what its
 # watchdogs and clocks say: a CPU or a task that got no time, which a busy host has for each; nor
-# that tables of lockdep's are full.
+# that tables of lockdep's are full; nor KCSAN's races, of which every kernel has harmless ones.
 SPLAT = re.compile(
-    r"(?:BUG: (?!workqueue lockup|MAX_)|WARNING: (?!timekeeping|(?:Under|Over)flow in clocksource)|"
+    r"(?:BUG: (?!workqueue lockup|MAX_|KCSAN)|"
+    r"WARNING: (?!timekeeping|(?:Under|Over)flow in clocksource)|"
     r"Oops\b|general protection fault|kernel BUG at |list_(?:add|del) corruption|UBSAN: |"
     r"INFO: (?:trying to register non-static key|lockdep)|DEBUG_LOCKS_WARN_ON|"
     r"double fault|refcount_t: )"

@@ -209,8 +209,11 @@ def sysrq_f() -> None:
     """Ask for a kill as sysrq-f does; it happens later, in a workqueue.
 
     :raises Forbidden: unless system OOMs are allowed.
+    :raises Inconclusive: if this kernel has no sysrq.
     """
     gate.require("sysrq-f")
+    if not os.path.exists("/proc/sysrq-trigger"):
+        raise Inconclusive("no /proc/sysrq-trigger: CONFIG_MAGIC_SYSRQ=y")
     put("/proc/sysrq-trigger", "f")
 
 

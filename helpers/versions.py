@@ -98,6 +98,14 @@ DIFFERENCES = {
     "a sysrq-f that no OOM notifier keeps from killing": Difference(
         "since 6.1 at the latest", lambda root: release() >= (6, 1)
     ),
+    # Before, its order is 0, and vm.panic_on_oom is for it as well, as is the panic where there is
+    # nobody to kill (out_of_memory(), mm/oom_kill.c).
+    "a sysrq-f that never panics": Difference("since 4.3", lambda root: release() >= (4, 3)),
+    # In between it counts those below as well (memcg_memory_event(), linux/memcontrol.h).
+    "an oom_kill of each memcg alone": Difference(
+        "4.14 to 5.1, since 5.7",
+        lambda root: root.oom_control().oom_kill is not None and not (5, 2) <= release() <= (5, 6),
+    ),
     # Before, nobody else is killed as long as a victim has not gone (mm/oom_kill.c).
     "an OOM reaper": Difference("since 4.6", lambda root: release() >= (4, 6)),
     "an OOM killer that helps out who was killed already": Difference(
@@ -113,10 +121,18 @@ DIFFERENCES = {
 }
 
 
+def has(what: str, root: Memcg) -> bool:
+    """Whether this kernel has it.
+
+    :param what: a key of :data:`DIFFERENCES`.
+    """
+    return DIFFERENCES[what].ask(root)
+
+
 def need(what: str, root: Memcg) -> None:
     """Skip the test unless this kernel has it.
 
     :param what: a key of :data:`DIFFERENCES`.
     """
-    if not DIFFERENCES[what].ask(root):
+    if not has(what, root):
         pytest.skip(f"this kernel lacks {what} ({DIFFERENCES[what].versions})")

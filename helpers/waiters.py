@@ -17,6 +17,7 @@ from helpers.listeners import Listener
 from helpers.patience import slices
 
 READY = 10.0  # seconds until a waiter must be asleep
+UNABLE = 254  # what a child ends with that could not get as far as to register
 MCL_CURRENT = 1
 
 
@@ -151,7 +152,7 @@ def refusal(child: Child) -> int:
     :raises Inconclusive: if it does not come to it.
     """
     got = child.ended()
-    if got is None or got < 0:
+    if got is None or got < 0 or got == UNABLE:
         raise Inconclusive(f"who was to register ended with {got}")
     return got
 

@@ -93,14 +93,19 @@ class Whitebox:
                 raise Unavailable(f"the kernel does not load the white-box module: {trouble}")
         finally:
             os.close(fd)
+        if not os.path.exists(DEVICE):
+            self.unload()
+            raise Unavailable(f"the white-box module has no {DEVICE}: CONFIG_DEVTMPFS=y")
 
     def unload(self) -> None:
-        """Have the kernel forget it.
+        """Have the kernel forget it, if it can (CONFIG_MODULE_UNLOAD).
 
         :raises OSError: if it is in use.
         """
         if _libc.delete_module(NAME, os.O_NONBLOCK):
             trouble = ctypes.get_errno()
+            if trouble == errno.ENOSYS:
+                return
             raise OSError(trouble, os.strerror(trouble), MODULE)
 
     def counts(self) -> Counts:

@@ -109,6 +109,8 @@ def build_kernel(
             label = name or f"{'.'.join(map(str, version(tree.path)))}/{chosen.name}"
             with cache.disk_full(objects):
                 _make(tree.path, objects, configs, label, say, config is not None)
+                if not spec.startswith("debian:"):
+                    _tell_off(objects, say)
                 if not source.fixed:
                     key = digest([objects / "arch/x86/boot/bzImage"])
                 _publish(objects, key)
@@ -146,12 +148,13 @@ def _choose(tree: Tree, flavour: str | None, patches: Sequence[Path], say: Say) 
         if patches:
             what = "instead of" if flavour == "stock" else "on top of"
             say(f"the patch goes {what} the project's port (--flavour says otherwise)")
+        else:
+            say("the project's port goes on (a tree that has its own: --patch none)")
     chosen = series.flavour(flavour)
     has = tree.notifies() if chosen.ports else ""
     if has:
         raise UserError(
-            f"{tree.source.path} has the patch already ({has}() in mm/oom_kill.c): "
-            "build it as it is with --patch none"
+            f"{tree.source.path} has the patch already ({has}): build it as it is with --patch none"
         )
     return chosen
 
@@ -226,6 +229,14 @@ def _make(
         why = _why([*error.lines, *telling])
         raise UserError(f"{label} does not build: {why}", INCONCLUSIVE) from error
     say(f"built {label} in {time.monotonic() - began:.0f} s")
+
+
+def _tell_off(objects: Path, say: Say) -> None:
+    """Say which options a port may hide behind that are off: the fragments know mainline's only."""
+    config = (objects / ".config").read_text()
+    found = re.findall(r"^# (CONFIG_\w*(?:MEMCG|OOM)\w*) is not set$", config, re.MULTILINE)
+    if found:
+        say(f"off in this kernel: {', '.join(found)} (--config FILE has them on)")
 
 
 def _why(lines: Sequence[str]) -> str:

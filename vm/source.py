@@ -20,7 +20,8 @@ from vm import apt, cache, git, run, series
 from vm.apt import Say as Say
 from vm.errors import INCONCLUSIVE, UserError
 
-# No kernel up to 7.3 calls such a function from mm/oom_kill.c.
+# No kernel up to 7.3 calls such a function from where out_of_memory() is or is called.
+CALLERS = ("mm/oom_kill.c", "mm/page_alloc.c", "mm/vmscan.c")
 NOTIFIES = re.compile(r"\b(mem_?c(?:group|g)\w*_notif\w*)\s*\(")
 TOUCHED = re.compile(r"^(?:---|\+\+\+) (\S+)", re.MULTILINE)
 REFUSED = re.compile(r"FAILED|can't find|previously applied")
@@ -182,10 +183,12 @@ class Tree:
         return None
 
     def notifies(self) -> str:
-        """The function with which the source as it is tells memcgs of an OOM, empty if none."""
-        text = (self._original("mm/oom_kill.c") or b"").decode(errors="replace")
-        found = NOTIFIES.search(text)
-        return found[1] if found else ""
+        """With what the source as it is tells memcgs of an OOM, and where; empty if it does not."""
+        for name in CALLERS:
+            found = NOTIFIES.search((self._original(name) or b"").decode(errors="replace"))
+            if found:
+                return f"{found[1]}() in {name}"
+        return ""
 
     def patch(self, patches: Sequence[Path]) -> None:
         """Bring the tree to the source plus these patches, whatever was on it before.

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vm import cache, run, series
+from vm.errors import HostError, UserError
 from vm.kconfig import configure, make
 from vm.source import Say, Source, Tree, version
 from vm.verdict import Answer
@@ -94,6 +95,7 @@ def complaint(source: Source, tree: Tree, whole: Path, variant: Variant, header:
     :param whole: where a kernel with everything in it was built from the tree.
     :param header: a header to put before all others, changed in a way that the tree's is not.
     :raises Failed: if there is no telling, since the variant cannot be configured.
+    :raises UserError: as well, where the kernel's Kconfig does not let it.
     """
     configs = series.fragments(series.flavour("stock"), version(tree.path))
     fragment = CONFIGS / variant.fragment
@@ -141,9 +143,12 @@ def examine(
         say(f"compiling {variant.name}")
         try:
             said[variant.name] = complaint(source, tree, whole, variant)
-        except run.Failed as error:
+        except HostError:
+            raise
+        except (run.Failed, UserError) as error:
             said[variant.name] = None
-            say(f"{variant.name}: cannot be configured: {' '.join(error.lines[-1:])}")
+            why = " ".join(error.lines[-1:]) if isinstance(error, run.Failed) else str(error)
+            say(f"{variant.name}: cannot be configured: {why}")
     with cache.atomic(image.with_name(FILE)) as scratch:
         scratch.write_text(json.dumps(said))
 

@@ -21,7 +21,7 @@ from helpers.listeners import Listener, register
 from helpers.memcgs import Memcg, put, write
 from helpers.triggers import MUCH, remove, system_oom
 from helpers.versions import need, release
-from helpers.waiters import Waiter, poll, refusal
+from helpers.waiters import UNABLE, Waiter, poll, refusal
 
 Listen = Callable[..., Listener]
 
@@ -106,8 +106,11 @@ def registers(memcg: Memcg, given: int | None = None) -> int:
     """
 
     def body() -> None:
-        unprivileged()
         trouble = 0
+        try:
+            unprivileged()
+        except OSError:
+            os._exit(UNABLE)
         try:
             control = os.open(memcg.file(CONTROL), os.O_RDONLY) if given is None else given
             trouble = register(memcg, os.eventfd(0), control)

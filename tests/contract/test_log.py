@@ -103,6 +103,7 @@ def test_memcg_oom_is_told_and_counted(root: Memcg, memcg: Make, listen: Listen)
 
 @pytest.mark.clause("K6")
 def test_sysrq_is_told_and_counted(root: Memcg, listen: Listen) -> None:
+    need("a sysrq-f that never panics", root)  # nor is its order told from an allocation's before
     listen(root, "root")
     tells(lambda: sysrq_kill(root), "CONSTRAINT_NONE", forced=True)
 
@@ -155,7 +156,7 @@ def test_memcg_ooms_kill_is_counted_where_the_victim_lived(memcg: Make) -> None:
     limited = memcg()
     home, other = memcg(limited), memcg(limited)
     killed = len(memcg_oom(limited, within=home).kills)
-    need("oom_kill in memory.oom_control", home)
+    need("an oom_kill of each memcg alone", home)
     now = [one.oom_control().oom_kill for one in (home, limited, other)]
     assert now == [killed, 0, 0], (
         f"{killed} killed below a limit: counted {now[0]}, at the limit {now[1]}, beside {now[2]}"

@@ -300,6 +300,7 @@ def test_sysrq_does_not_signal_a_listener_that_works(root: Memcg, listen: Listen
 
 @pytest.mark.clause("N3")
 def test_sysrq_that_finds_nobody_does_not_signal_root(root: Memcg, listen: Listen) -> None:
+    need("a sysrq-f that never panics", root)
     listener = listen(root, "root")
     sysrq_nobody()
     stays_silent(root, listener, after="sysrq-f that found nobody to kill")
@@ -313,6 +314,7 @@ def test_sysrq_that_finds_nobody_does_not_signal_root(root: Memcg, listen: Liste
 def test_sysrq_does_not_signal_root_whatever_is_set(
     root: Memcg, listen: Listen, setting: str
 ) -> None:
+    need("a sysrq-f that never panics", root)
     listener = listen(root, "root")
     with set_for_system_ooms(setting):
         sysrq_kill(root)

@@ -327,6 +327,8 @@ def test_victim_that_waited_harms_nobody(root: Memcg, memcg: Make, listen: Liste
 )
 def test_panic_on_oom_is_not_for_these(root: Memcg, memcg: Make, cause: str, panic: str) -> None:
     gate.require("a panic")
+    if cause == "sysrq-f":
+        need("a sysrq-f that never panics", root)
     with sysctl("vm/panic_on_oom", panic):
         if cause == "sysrq-f":
             sysrq_must_kill(root)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 
 from helpers import evidence
-from helpers.evidence import Inconclusive, Kill, Kmsg, Silent, Unproven, kills
+from helpers.evidence import Inconclusive, Kill, Kmsg, Silent, Unproven, kills, splats
 
 # 3.13: mm/oom_kill.c oom_kill_process() names the victim twice, here with a parent's child in its
 # place: only the first line tells memcg from system.
@@ -139,3 +139,24 @@ def test_what_the_exceptions_are() -> None:
     assert issubclass(Silent, AssertionError)
     assert issubclass(Unproven, Inconclusive)
     assert not issubclass(Inconclusive, Exception)  # no except clause of a test stops it
+
+
+@pytest.mark.parametrize(
+    ("message", "is_one"),
+    [
+        ("BUG: sleeping function called from invalid context at mm/slab.h:421", True),
+        ("BUG: unable to handle page fault for address: 0000000000001", True),
+        ("WARNING: CPU: 0 PID: 1 at mm/memcontrol.c:3 f+0x1/0x2", True),
+        ("list_del corruption. next->prev should be 1, but was 2", True),
+        ("general protection fault: 0000 [#1] SMP", True),
+        # What a busy host, or every kernel of that configuration, has.
+        ("BUG: workqueue lockup - pool cpus=0 stuck for 31s!", False),
+        ("BUG: MAX_LOCKDEP_CHAINS too low!", False),
+        ("BUG: KCSAN: data-race in __mod_memcg_state / memory_stat_format", False),
+        ("WARNING: timekeeping: Cycle offset (1) is larger than allowed", False),
+        ("python3 says BUG: nothing", False),
+    ],
+)
+def test_what_is_a_splat(message: str, is_one: bool) -> None:
+    assert bool(splats([f"4,100,1000,-;{message}\n"])) == is_one
+    assert not splats([f"12,100,1000,-;{message}\n"]), "user space has written that"

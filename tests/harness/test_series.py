@@ -71,11 +71,19 @@ def test_a_fragment_may_withdraw_what_another_asks_for() -> None:
     assert kconfig.dropped(wanted, "# CONFIG_B is not set\n") == ["CONFIG_B=y"]
 
 
-@pytest.mark.parametrize("call", ["mem_cgroup_root_oom_notify", "memcg_notify_system_oom"])
-def test_a_tree_that_has_the_patch(tmp_path: Path, cache_dir: Path, call: str) -> None:
+@pytest.mark.parametrize(
+    ("call", "file"),
+    [
+        ("mem_cgroup_root_oom_notify", "mm/oom_kill.c"),
+        ("memcg_notify_system_oom", "mm/oom_kill.c"),
+        ("memcg_notify_system_oom", "mm/page_alloc.c"),
+    ],
+)
+def test_a_tree_that_has_the_patch(tmp_path: Path, cache_dir: Path, call: str, file: str) -> None:
     given = sources(tmp_path / "given")
-    (given / "mm/oom_kill.c").write_text(OOM_KILL.replace("{\n", f"{{\n    {call}();\n"))
-    with pytest.raises(UserError, match=rf"has the patch already \({call}\(\).*--patch none"):
+    (given / file).write_text(OOM_KILL.replace("{\n", f"{{\n    {call}();\n"))
+    told = rf"has the patch already \({call}\(\) in {file}\).*--patch none"
+    with pytest.raises(UserError, match=told):
         build.build_kernel(str(given))
     tree = Tree(find(str(given), quiet))
     assert build._choose(tree, "stock", [], quiet) is STOCK

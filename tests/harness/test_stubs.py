@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from vm import run, source, stubs
+from vm.errors import UserError
 from vm.stubs import Variant
 
 VARIANT = Variant("without memcg", "no-memcg.config", ("mm/memcontrol.o",))
@@ -110,6 +111,22 @@ def test_what_the_compiler_says(built: Path, monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(run, "watch", watch)
     assert complain(built) == "oom_kill.c:3: error: implicit declaration"
+
+
+@pytest.mark.parametrize(
+    "trouble", [run.Failed(["make"], 2, ["no rule"]), UserError("this kernel drops CONFIG_X=n")]
+)
+def test_a_variant_that_cannot_be_configured_is_no_answer(
+    built: Path, monkeypatch: pytest.MonkeyPatch, trouble: Exception
+) -> None:
+    def configure(*_: object) -> None:
+        raise trouble
+
+    monkeypatch.setattr(stubs, "configure", configure)
+    given, image = source.Source("key", built), built / "bzImage"
+    stubs.examine(given, source.Tree(given), built / "whole", image, [VARIANT], print)
+    (answer,) = stubs.answers(image)
+    assert answer.state == "inconclusive"
 
 
 @pytest.mark.parametrize(
