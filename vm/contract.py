@@ -56,7 +56,10 @@ def arguments(parser: argparse.ArgumentParser, default: str) -> None:
 
 
 # Options whose value may look like a test.
-TAKES = {"-k", "-m", "--kernel-build", "--basetemp", "--ignore", "--deselect", "--confcutdir"}
+TAKES = {
+    "-k", "-m", "--json", "--html", "--junitxml", "--kernel-build", "--basetemp", "--ignore",
+    "--deselect", "--confcutdir",
+}  # fmt: skip
 
 
 class _Session:

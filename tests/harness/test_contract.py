@@ -23,6 +23,7 @@ from vm.verdict import Judgement
         ("--kernel-build", "tests/contract", False),
         ("-k", "tests", False),
         ("-k", "a" * 5000, False),
+        ("--json", "tests", False),
         ("--json", "README.md", False),  # a file that an earlier run has written
         ("", "-x", False),
         ("", "nowhere", False),
