@@ -52,7 +52,7 @@ REFUSALS = 3
 KEPT = 1  # of those, by what else may hold on to one for a while
 OOMS = 4
 # To close all costs the square of their product, to ask with an OOM each round some 0.2 s.
-EVENTFDS, OFTEN, ROUNDS = 50, 60, 4
+EVENTFDS, OFTEN, ROUNDS = 50, 60, 8
 
 
 def by_the_allocating_task(root: Memcg) -> None:
