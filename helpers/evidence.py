@@ -52,6 +52,7 @@ KILL = re.compile(
     r"Kill(?:ed)? process (?P<pid>\d+)"
 )
 NOBODY = "Out of memory and no killable processes"
+INVOKED = " invoked oom-killer"
 RATELIMIT = 5.5  # seconds after which the kernel tells more than the kill again
 SYSRQ = re.compile(r"Manual OOM execution")
 CONSTRAINT = re.compile(r"oom-kill:constraint=(\w+)")

@@ -13,7 +13,7 @@ import pytest
 
 from vm.errors import INCONCLUSIVE, INTERRUPTED, USAGE, UserError
 from vm.results import NAME, Results
-from vm.target import names
+from vm.target import names, reported
 from vm.verdict import CONTRACT, EXIT_CODES, marks
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -149,8 +149,7 @@ def main(given: argparse.Namespace) -> int:
     further = [argument for argument in given.pytest if argument != "--"]
     if not any(_is_test(before, argument) for before, argument in pairwise(["", *further])):
         further.append(str(CONTRACT))
-    named = (names([kernel])[0] for kernel in kernels)
-    session = _Session(list(zip(named, expected, strict=False)))
+    session = _Session(list(zip(map(reported, kernels), expected, strict=False)))
     return session.code(int(pytest.main([*options, *further], plugins=[session])))
 
 

@@ -121,10 +121,12 @@ class Results:
             return  # nobody was asked
         if self.config.getoption("--here"):
             self.facts["here"] = {"release": os.uname().release, "how": "in place"}
-        asked = [kernel for kernel in self.facts if kernel in self.answers.keys() - self.unfit]
-        self.judgements |= {kernel: self._judge(kernel) for kernel in asked}
         # As they were named, and not as it was known what becomes of them.
-        self.judgements = {kernel: self.judgements[kernel] for kernel in self.facts}
+        self.judgements = {
+            kernel: self.judgements[kernel] if kernel in self.unfit else self._judge(kernel)
+            for kernel in self.facts
+            if kernel in self.unfit | self.answers.keys()
+        }
         self.write()
 
     def _judge(self, kernel: str) -> Judgement:

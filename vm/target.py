@@ -21,10 +21,15 @@ def split(name: str) -> tuple[str, int]:
     return (stem, int(number)) if stem and number.isdigit() else (name, 0)
 
 
+def reported(name: str) -> str:
+    """A kernel's name in reports: without a mistake's number if it makes none."""
+    stem, number = split(name)
+    return f"{stem}#{number}" if number else stem
+
+
 def names(kernels: Iterable[str]) -> list[str]:
     """The kernels that were asked for, each once and in that order, by the names in reports."""
-    found = (split(name) for name in kernels)
-    return list(dict.fromkeys(f"{stem}#{number}" if number else stem for stem, number in found))
+    return list(dict.fromkeys(map(reported, kernels)))
 
 
 class Target:
@@ -64,7 +69,7 @@ class Target:
     @property
     def name(self) -> str:
         """As the user called it."""
-        return names([f"{self.kernel.name}#{self.mutant}"])[0]
+        return reported(f"{self.kernel.name}#{self.mutant}")
 
     def mutated(self, number: int) -> Target:
         """The same kernel and the same snapshots, making that mistake."""

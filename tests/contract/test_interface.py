@@ -31,13 +31,8 @@ from helpers.waiters import refusal
 
 Make = Callable[..., Memcg]
 Listen = Callable[..., Listener]
-MANY, FEW = 60, 8
-# To signal all costs the square of OFTEN, to close them that of its product with MANY.
-OFTEN, ROUNDS, TRIES = 40, 4, 6
+MANY = 60
 THRESHOLD = 4 * MIB
-REFUSED, EVENT = 8000, 160  # bytes at least of a struct mem_cgroup_event
-CLOSED = 1 << 14  # a number that no descriptor has
-ENTRY = 32  # bytes; a list's links and an eventfd, as the allocator rounds them up
 
 
 def name(number: int) -> str:
@@ -201,15 +196,17 @@ def test_root_takes_listeners_of_whoever_lives_anywhere(
     below = memcg()
     listeners: list[Listener] = []
 
+    at_home = partial(register_and_exit, root=root)
+
     def in_a_container(one: Listener) -> None:
         with suppress(OSError):  # there is no such thing before 4.6
             kinds.unshare(kinds.CLONE_NEWCGROUP)
         register_and_exit(one, root)
 
     for where, home, body in (
-        ("root", root, partial(register_and_exit, root=root)),
-        ("a memcg", below, partial(register_and_exit, root=root)),
-        ("one below it", memcg(below), partial(register_and_exit, root=root)),
+        ("root", root, at_home),
+        ("a memcg", below, at_home),
+        ("one below it", memcg(below), at_home),
         ("a container", below, in_a_container),
     ):
         # Held here, so that all of them stay registered.

@@ -30,6 +30,7 @@ from helpers.listeners import Listener, register, register_often
 from helpers.memcgs import MIB, Memcg, line, write
 from helpers.patience import slices
 from helpers.preflight import sysctl
+from helpers.refusals import CLOSED
 from helpers.triggers import (
     blocked_hog,
     fence,
@@ -63,7 +64,7 @@ def by_the_allocating_task(root: Memcg) -> None:
 
 def refused_registrations(root: Memcg) -> None:
     """Registrations that the kernel does not take."""
-    for text in ("garbage", f"{1 << 14} {1 << 14}", f"0 {1 << 14}"):
+    for text in ("garbage", f"{CLOSED} {CLOSED}", f"0 {CLOSED}"):
         if not write(root.file("cgroup.event_control"), text):
             raise Inconclusive(f"registering {text!r} on root is not refused")
 

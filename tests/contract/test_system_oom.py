@@ -9,7 +9,7 @@ import pytest
 
 from helpers import kinds
 from helpers.bursts import one_by_one
-from helpers.evidence import Inconclusive, Kmsg, kills
+from helpers.evidence import INVOKED, Inconclusive, Kmsg, kills
 from helpers.hogs import SPARED, VICTIM, Bait, Child, exhaust, lingering
 from helpers.judge import fires, settled, signalled_for_each
 from helpers.listeners import Listener
@@ -23,7 +23,6 @@ pytestmark = pytest.mark.system_oom
 
 Make = Callable[..., Memcg]
 Listen = Callable[..., Listener]
-INVOKED = " invoked oom-killer"
 MANY = 20  # twice the ten in five seconds that the kernel tells of (mm/oom_kill.c)
 
 

@@ -12,7 +12,17 @@ from functools import partial
 import pytest
 
 from helpers import gate, numa
-from helpers.evidence import NOBODY, SYSRQ, Inconclusive, Kill, Kmsg, Overrun, available, kills
+from helpers.evidence import (
+    INVOKED,
+    NOBODY,
+    SYSRQ,
+    Inconclusive,
+    Kill,
+    Kmsg,
+    Overrun,
+    available,
+    kills,
+)
 from helpers.hogs import (
     CHUNK,
     SPARED,
@@ -40,7 +50,6 @@ pytestmark = pytest.mark.system_oom
 Make = Callable[..., Memcg]
 Listen = Callable[..., Listener]
 TRIES = 6
-INVOKED = " invoked oom-killer"
 # In the stack dump of who invoked the OOM killer (dump_header(), mm/oom_kill.c).
 CALLER = re.compile(r"\bPID: (\d+) Comm: ")
 

@@ -181,6 +181,14 @@ def test_two_kernels_are_told_apart(results: Results) -> None:
     assert lines == {KERNEL: "conforms", "other": "violates"}
 
 
+def test_nothing_is_said_of_a_machine_that_no_test_has_asked(tmp_path: Path) -> None:
+    options = {"--json": str(tmp_path / "verdict.json"), "--html": None, "--here": True}
+    config: Any = SimpleNamespace(getoption=options.__getitem__, stash={})
+    gathered = Results(config)
+    gathered.pytest_sessionfinish(0)
+    assert not gathered.judgements
+
+
 def test_kernels_stand_as_they_were_named(results: Results) -> None:
     results.give_up("second", "it panicked")
     results.describe("third")
